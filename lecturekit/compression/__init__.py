@@ -1,0 +1,1 @@
+"""1.3 of the lecture: QLoRA's NF4 and BitDelta."""

@@ -1,0 +1,1 @@
+"""Interactive figures; each also draws without widgets."""

@@ -1,0 +1,1 @@
+"""For instructors: releasing labs, staging and grading submissions."""

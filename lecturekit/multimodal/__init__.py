@@ -1,0 +1,1 @@
+"""2 of the lecture: multi-modal LLMs."""

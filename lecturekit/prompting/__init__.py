@@ -1,0 +1,1 @@
+"""3 of the lecture: prompting and retrieval."""

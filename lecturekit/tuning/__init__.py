@@ -1,0 +1,1 @@
+"""1.3 of the lecture: parameter-efficient fine-tuning."""
