@@ -19,7 +19,15 @@ def forgets_scale(weight, A, B, alpha):
 def test_check_prints_the_verdict_outside_a_notebook(capsys):
     assert check("lora.merge", forgets_scale) is None
     text = capsys.readouterr().out
-    for words in ("lora.merge: not yet right", "Looks like: forgets the alpha / r scale", "First difference: result[", "expected", "got", "Hint: Every paper run", "Slide:"):
+    for words in (
+        "lora.merge: not yet right",
+        "Looks like: forgets the alpha / r scale",
+        "First difference: result[",
+        "expected",
+        "got",
+        "Hint: Every paper run",
+        "Slide:",
+    ):
         assert words in text
     check("lora.merge", right)
     assert "lora.merge: passed, 6 of 6 cases right" in capsys.readouterr().out

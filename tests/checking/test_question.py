@@ -18,7 +18,9 @@ def double(values):
 @pytest.fixture
 def asked():
     def draw(draw: Draw) -> Case:
-        return Case(draw.edge("all zero"), values=torch.zeros(3) if draw.index == 1 else draw.normal(draw.integer(2, 5)))
+        return Case(
+            draw.edge("all zero"), values=torch.zeros(3) if draw.index == 1 else draw.normal(draw.integer(2, 5))
+        )
 
     made = Question("test.double", draw, lab="lab00_test", points=5, slide="none", cases=4)
     made.reference = lambda: double
@@ -49,7 +51,12 @@ def test_right_answers_pass_and_score_one(asked):
 
 def test_a_misconception_is_named_with_its_hint(asked):
     verdict = judge(asked, lambda v: v**2)
-    assert (verdict.passed, verdict.score, verdict.misconception, verdict.hint) == (False, 0.0, "squares", "What is 3 doubled?")
+    assert (verdict.passed, verdict.score, verdict.misconception, verdict.hint) == (
+        False,
+        0.0,
+        "squares",
+        "What is 3 doubled?",
+    )
 
 
 def test_the_first_difference_names_index_expected_and_got(asked):
@@ -168,7 +175,7 @@ def test_a_random_answer_does_not_disturb_the_notebooks_random_numbers(asked):
 
 def test_judging_works_on_a_history_and_inside_no_grad(asked):
     with torch.no_grad():
-        assert judge(asked, lambda v: (v.clone().requires_grad_() * 2)).passed
+        assert judge(asked, lambda v: v.clone().requires_grad_() * 2).passed
 
 
 def test_a_driver_can_refuse_in_its_own_words(asked):
@@ -209,7 +216,13 @@ def test_evaluate_takes_another_number_of_cases():
 
 
 def test_questions_can_be_listed_by_lab():
-    assert {q.id for q in questions("lab05_lora")} == {"lora.merge", "lora.linear", "lora.inject", "lora.count", "lora.train"}
+    assert {q.id for q in questions("lab05_lora")} == {
+        "lora.merge",
+        "lora.linear",
+        "lora.inject",
+        "lora.count",
+        "lora.train",
+    }
     assert questions("no such lab") == []
 
 

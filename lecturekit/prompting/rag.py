@@ -1,0 +1,358 @@
+"""Retrieval for retrieval-augmented generation: find the passages a language model should read before it answers.
+
+Slide "Retrieval Augmented Generation (RAG)"; Lewis et al. 2020 (RAG) and Karpukhin et al. 2020 (dense retrieval).
+``top_k`` is the search itself. ``Retriever`` cuts texts into chunks, embeds them and searches by meaning, by words
+(BM25, from the bm25s library) or by both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lecturekit.arguments import require_positive_int, require_tensor
+from lecturekit.runtime import atomic_write, progress
+
+if TYPE_CHECKING:
+    from bm25s import BM25
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Encoder = Callable[[list[str]], Tensor]
+"""Texts to embeddings: a list of n strings → (n, d), any length of vector, no zero vectors."""
+
+METHODS = ("embedding", "bm25", "fusion")
+MAX_TOKENS = 256  # all-MiniLM-L6-v2 was trained on no longer inputs; what follows in a longer text is not read
+RANK_CONSTANT = 60  # of reciprocal rank fusion, as in Cormack, Clarke and Büttcher 2009
+_BLOCK_NUMBERS = 2**21  # in one working block of top_k: 16 MiB as float64, and a few blocks are alive at a time
+
+
+def _unit_rows(name: str, rows: Tensor, first: int) -> Tensor:
+    """rows (n, d) as float64 rows of length 1. ``first`` is the number of the first one, for the message."""
+    rows = rows.detach().double()
+    largest = rows.abs().amax(dim=1, keepdim=True)  # a NaN anywhere in a row makes its maximum NaN
+    for wrong, what in (
+        (~largest.isfinite(), "holds NaN or infinity"),
+        (largest == 0, "is all zeros, so has no angle"),
+    ):
+        if wrong.any():
+            raise ValueError(f"{name}[{first + int(wrong[:, 0].nonzero()[0])}] {what}")
+    rows = rows / largest  # so that no square overflows or vanishes
+    return rows / rows.norm(dim=1, keepdim=True)
+
+
+def _best(scores: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best of each row, best first, ties by lower index. Both (q, m), indices ascending among equal scores.
+
+    torch.topk alone may return any of several equal scores. So it only finds the k-th best value; everything above
+    it stays, and of those equal to it the first ones, until there are exactly k.
+    """
+    kth = scores.topk(k, dim=1).values[:, -1:]
+    above, equal = scores > kth, scores == kth
+    keep = above | (equal & (equal.cumsum(dim=1) <= k - above.sum(dim=1, keepdim=True)))
+    scores, indices = scores[keep].view(-1, k), indices[keep].view(-1, k)
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    return scores.gather(1, order), indices.gather(1, order)
+
+
+def top_k(queries: Tensor, documents: Tensor, k: int, *, block: int = 1024) -> tuple[Tensor, Tensor]:
+    """The k documents with the largest cosine to each query, by exact search.
+
+    queries: (q, d)   documents: (n, d)   →   scores (q, k) float32 in [-1, 1], indices (q, k) int64, best first.
+    Cosines are computed in float64 and rounded once to float32. Documents whose rounded cosines are equal are ordered
+    by index, lower first. So copies of a document tie wherever they stand, while a float32 matrix product would give
+    them different last digits and an order that depends on the machine and on ``block``.
+    Memory beyond inputs and result is bounded: about ``block`` documents at a time, merged into a running best, and
+    fewer queries or documents at a time when d, q or k is large; 150 MB or less.
+    Both on one device, any real floating dtype. No gradient flows.
+
+    Raises TypeError for no tensor or an integer dtype, ValueError when a shape is not 2-D, empty or does not match,
+    k is not in 1..n, the devices differ, or a row is all zeros or holds NaN or infinity (its number is named).
+    """
+    require_tensor("queries", queries, ndim=2)
+    require_tensor("documents", documents, ndim=2)
+    require_positive_int("k", k)
+    require_positive_int("block", block)
+    (q, d), n = queries.shape, len(documents)
+    if documents.shape[1] != d:
+        raise ValueError(f"documents must be (n, {d}) to match queries {(q, d)}, got {tuple(documents.shape)}")
+    if k > n:
+        raise ValueError(f"k must be at most the number of documents, {n}, got {k}")
+    if queries.device != documents.device:
+        raise ValueError(f"documents must be on {queries.device} as queries are, got {documents.device}")
+
+    block = max(1, min(max(block, k), _BLOCK_NUMBERS // d))  # at least k, or merging would take most of the time
+    width = max(1, min(_BLOCK_NUMBERS // d, _BLOCK_NUMBERS // (block + k)))  # queries at a time
+    parts = [_top_k(queries[at : at + width], at, documents, k, block) for at in range(0, q, width)]
+    return torch.cat([scores for scores, _ in parts]), torch.cat([indices for _, indices in parts])
+
+
+def _top_k(queries: Tensor, first: int, documents: Tensor, k: int, block: int) -> tuple[Tensor, Tensor]:
+    """top_k for queries few enough to be scored against one block of documents at once."""
+    unit_queries = _unit_rows("queries", queries, first)
+    scores = torch.empty(len(queries), 0, device=queries.device)
+    indices = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    for at in range(0, len(documents), block):
+        unit_documents = _unit_rows("documents", documents[at : at + block], at)
+        cosines = (unit_queries @ unit_documents.T).float().clamp(-1, 1)  # (q, block)
+        numbers = torch.arange(at, at + len(unit_documents), device=queries.device).expand_as(cosines)
+        # The best so far stand in front: their indices are lower than any in this block, so ties stay in order.
+        scores, indices = torch.cat([scores, cosines], dim=1), torch.cat([indices, numbers], dim=1)
+        scores, indices = _best(scores, indices, min(k, scores.shape[1]))
+    return scores, indices
+
+
+def chunk(text: str, size: int = 120, overlap: int = 20) -> list[str]:
+    """Cut a text into pieces of ``size`` words, each starting with the last ``overlap`` words of the one before.
+
+    Words, not tokens, so that a reader can count them: whatever stands between white space, joined again by single
+    spaces. The last piece may be shorter. 120 English words are about 160 tokens, within what MiniLM reads.
+
+    Raises TypeError when text is no str, ValueError when it has no words or overlap is not in 0..size-1.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"text must be a str, got {type(text).__name__}")
+    require_positive_int("size", size)
+    if isinstance(overlap, bool) or not isinstance(overlap, int):
+        raise TypeError(f"overlap must be an int, got {type(overlap).__name__}")
+    if not 0 <= overlap < size:
+        raise ValueError(f"overlap must be at least 0 and less than size, {size}, got {overlap}")
+    words = text.split()
+    if not words:
+        raise ValueError("text must hold at least one word, got only white space")
+    # A piece that starts within the last `overlap` words would repeat words only, hence the shorter range.
+    starts = range(0, max(1, len(words) - overlap), size - overlap)
+    return [" ".join(words[start : start + size]) for start in starts]
+
+
+def embed(texts: list[str], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 32) -> Tensor:
+    """Sentence embeddings: the mean of the last hidden states over the real tokens, scaled to length 1.
+
+    n texts → (n, hidden) float32 on the model's device. Padding is masked out, texts are cut at 256 tokens.
+    Reimers and Gurevych 2019 (Sentence-BERT), "mean pooling". Raises ValueError when there are no texts.
+    """
+    if not texts:
+        raise ValueError("texts must not be empty")
+    require_positive_int("batch_size", batch_size)
+    by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # like lengths together: little padding
+    batches = [by_length[at : at + batch_size] for at in range(0, len(texts), batch_size)]
+    result = torch.empty(len(texts), model.config.hidden_size, device=model.device)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for batch in progress(batches, "Embedding") if len(batches) > 1 else batches:
+                tokens = tokenizer(
+                    [texts[i] for i in batch], padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+                ).to(model.device)
+                hidden = model(**tokens).last_hidden_state.float()  # (batch, seq, hidden)
+                mask = tokens["attention_mask"].unsqueeze(-1)  # (batch, seq, 1)
+                means = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
+                result[batch] = torch.nn.functional.normalize(means, dim=1)
+    finally:
+        model.train(was_training)
+    return result
+
+
+def sentence_encoder(device: torch.device | str | None = None) -> Encoder:
+    """all-MiniLM-L6-v2 as an encoder: list of n strings → (n, 384). Raises what load_sentence_encoder raises."""
+    from lecturekit.models import load_sentence_encoder
+
+    model, tokenizer = load_sentence_encoder(device)
+    return lambda texts: embed(texts, model, tokenizer)
+
+
+def words(text: str) -> list[str]:
+    """The words BM25 counts: runs of letters and digits in lower case. No stop words and no stemming."""
+    return re.findall(r"\w+", text.lower())
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One retrieved chunk: its text, its score, its number, and the number of the added text it was cut from."""
+
+    text: str
+    score: float
+    index: int
+    source: int
+
+
+class Retriever:
+    """Chunks of texts that can be searched.
+
+    encoder: any function from a list of n strings to an (n, d) tensor. None: MiniLM, loaded when first needed.
+    size, overlap: words in a chunk and words shared by neighbours, see ``chunk``.
+    """
+
+    def __init__(self, encoder: Encoder | None = None, *, size: int = 120, overlap: int = 20) -> None:
+        chunk("a", size, overlap)  # raises when size and overlap do not fit
+        self.size, self.overlap = size, overlap
+        self.chunks: list[str] = []
+        self.sources: list[int] = []
+        self.embeddings: Tensor | None = None  # (chunks, d)
+        self._encoder = encoder
+        self._bm25: BM25 | None = None
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def _encode(self, texts: list[str]) -> Tensor:
+        if self._encoder is None:
+            self._encoder = sentence_encoder()
+        result = self._encoder(texts)
+        if not isinstance(result, Tensor) or result.dim() != 2 or len(result) != len(texts):
+            got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+            raise ValueError(f"encoder must return a tensor ({len(texts)}, d) for {len(texts)} texts, got {got}")
+        return result.detach()
+
+    def add(self, texts: Iterable[str]) -> None:
+        """Cut texts into chunks, embed these and keep them.
+
+        All or nothing: raises TypeError or ValueError, naming the text, when one is no str or has no words, and
+        ValueError when there are none or the encoder returns another shape than before.
+        """
+        if isinstance(texts, str):
+            raise TypeError("texts must be a list of str, got one str")
+        chunks: list[str] = []
+        sources: list[int] = []
+        first = self.sources[-1] + 1 if self.sources else 0
+        for number, text in enumerate(texts):
+            try:
+                pieces = chunk(text, self.size, self.overlap)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"texts[{number}]: {error}") from error
+            chunks += pieces
+            sources += [first + number] * len(pieces)
+        if not chunks:
+            raise ValueError("texts must not be empty")
+        new = self._encode(chunks)
+        if self.embeddings is not None:
+            if new.shape[1] != self.embeddings.shape[1]:
+                raise ValueError(
+                    f"encoder must return (n, {self.embeddings.shape[1]}) as before, got {tuple(new.shape)}"
+                )
+            new = torch.cat([self.embeddings, new.to(self.embeddings)])
+        self.embeddings = new
+        self.chunks += chunks
+        self.sources += sources
+        self._bm25 = None
+
+    def search(self, query: str, k: int = 3, method: str = "embedding") -> list[Hit]:
+        """The k best chunks for a question, best first, ties by lower chunk number.
+
+        method: "embedding" scores by cosine, "bm25" by Okapi BM25 over words (Robertson and Zaragoza 2009, in
+        Lucene's form; k1 = 1.5, b = 0.75; 0 where no word is shared), "fusion" by 1 / (60 + rank) summed over both.
+
+        Raises TypeError when query is no str, ValueError when it is blank, k is not in 1..number of chunks, or the
+        method is unknown.
+        """
+        if not isinstance(query, str):
+            raise TypeError(f"query must be a str, got {type(query).__name__}")
+        if not query.strip():
+            raise ValueError("query must hold at least one word, got only white space")
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+        if require_positive_int("k", k) > len(self):
+            raise ValueError(f"k must be at most the number of chunks, {len(self)}, got {k}")
+        if method == "embedding":
+            scores, indices = self._by_embedding(query, k)
+        else:
+            scores = self._bm25_scores(query)
+            if method == "fusion":
+                scores = self._fused(scores, query)
+            scores, indices = _best(scores.unsqueeze(0), torch.arange(len(self)).unsqueeze(0), k)
+        return [
+            Hit(self.chunks[index], score, index, self.sources[index])
+            for score, index in zip(scores[0].tolist(), indices[0].tolist(), strict=True)
+        ]
+
+    def _by_embedding(self, query: str, k: int) -> tuple[Tensor, Tensor]:
+        assert self.embeddings is not None  # k ≤ len(self) was checked, so there are chunks
+        return top_k(self._encode([query]).to(self.embeddings.device), self.embeddings, k)
+
+    def _bm25_scores(self, query: str) -> Tensor:
+        """(chunks,) float64 scores, 0 where no word is shared."""
+        if self._bm25 is None:
+            from bm25s import BM25
+
+            self._bm25 = BM25(k1=1.5, b=0.75, method="lucene", dtype="float64")
+            # bm25s cannot index chunks without any word; the empty word stands in and matches no query
+            self._bm25.index([words(text) or [""] for text in self.chunks], show_progress=False)
+        known = [word for word in words(query) if word in self._bm25.vocab_dict]
+        if not known:
+            return torch.zeros(len(self), dtype=torch.float64)
+        return torch.from_numpy(self._bm25.get_scores(known).astype("float64"))
+
+    def _fused(self, bm25: Tensor, query: str) -> Tensor:
+        """Reciprocal rank fusion of the two rankings, (chunks,). A chunk that BM25 scores 0 gets no share from it."""
+        ranked = bm25.argsort(descending=True, stable=True)
+        share = 1 / (RANK_CONSTANT + 1 + torch.arange(len(self), dtype=torch.float64))  # best first
+        fused = torch.zeros_like(share)
+        fused[ranked] = share * (bm25[ranked] > 0)
+        fused[self._by_embedding(query, len(self))[1][0].cpu()] += share
+        return fused
+
+    def save(self, directory: Path | str) -> Path:
+        """Write the chunks (index.json) and their embeddings (safetensors) to a directory. No encoder is saved.
+
+        Killed at any moment it leaves the old index or the new one: the embeddings go to a file named by their
+        content, then index.json, which names that file, is replaced in one step. Raises ValueError when empty.
+        """
+        import safetensors.torch
+
+        if self.embeddings is None:
+            raise ValueError("the retriever is empty: add texts before saving")
+        directory = Path(directory)
+        data = safetensors.torch.save({"embeddings": self.embeddings.cpu().contiguous()})
+        checksum = hashlib.sha256(data).hexdigest()
+        file = atomic_write(directory / f"embeddings-{checksum[:16]}.safetensors", data)
+        index = {
+            "format": 1,
+            "size": self.size,
+            "overlap": self.overlap,
+            "embeddings": file.name,
+            "sha256": checksum,
+            "chunks": self.chunks,
+            "sources": self.sources,
+        }
+        atomic_write(directory / "index.json", json.dumps(index, ensure_ascii=False, indent=1))
+        for old in directory.glob("embeddings-*.safetensors"):
+            if old != file:
+                old.unlink(missing_ok=True)
+        return directory
+
+    @classmethod
+    def load(cls, directory: Path | str, encoder: Encoder | None = None) -> Retriever:
+        """Read what ``save`` wrote. Give the encoder that was used then (None: MiniLM).
+
+        Raises FileNotFoundError when a file is missing, ValueError when one is damaged or of another format.
+        """
+        import safetensors.torch
+
+        directory = Path(directory)
+        index = directory / "index.json"
+        if not index.is_file():
+            raise FileNotFoundError(f"directory must hold an index.json as Retriever.save writes it, got {directory}")
+        try:
+            fields = json.loads(index.read_text(encoding="utf-8"))
+            if fields["format"] != 1:
+                raise ValueError(f"{index} has format {fields['format']}, this version reads format 1")
+            retriever = cls(encoder, size=fields["size"], overlap=fields["overlap"])
+            retriever.chunks, retriever.sources = list(fields["chunks"]), list(fields["sources"])
+            name, checksum = Path(fields["embeddings"]).name, fields["sha256"]  # .name: never out of the directory
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{index} is damaged: {error!r}") from error
+        data = (directory / name).read_bytes()
+        if hashlib.sha256(data).hexdigest() != checksum:
+            raise ValueError(f"{directory / name} is damaged: its checksum is not the one in index.json")
+        retriever.embeddings = safetensors.torch.load(data)["embeddings"]
+        if not len(retriever.embeddings) == len(retriever.chunks) == len(retriever.sources):
+            raise ValueError(f"{index} is damaged: its numbers of chunks, sources and embeddings differ")
+        return retriever
