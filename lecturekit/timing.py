@@ -177,6 +177,27 @@ def compare(
     )
 
 
+def median_seconds(
+    fn: Function, clock: Callable[[], float], synchronize: Callable[[], None], repeats: int, warmup: int
+) -> float:
+    """The median of ``repeats`` timed calls after ``warmup`` uncounted ones, in seconds, and nothing else.
+
+    ``measure`` without its flushing and its memory, for a device that the caller brings along: clock and synchronize
+    as there. Exactly warmup + repeats calls of fn. Errors as in ``measure``.
+    """
+    timing = measure(
+        fn,
+        repeats=repeats,
+        warmup=warmup,
+        flush_cache=False,
+        memory=False,
+        device="cpu",
+        clock=clock,
+        synchronize=synchronize,
+    )
+    return timing.median
+
+
 class _Session:
     """What ``measure`` and ``compare`` share: checked arguments, the flush buffer and the way to time one run."""
 

@@ -1,0 +1,134 @@
+"""The `lecturekit` command: models, release, labs-full, results, questions, prove.
+
+Exit status: 0 done, 1 it failed, 2 it was called wrongly. Errors are one sentence on standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+class UsageError(ValueError):
+    """A name on the command line that there is nothing of."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand. Returns the exit status; argparse itself exits with 2 on wrong usage."""
+    options = _parser().parse_args(arguments)
+    from lecturekit.labs import LabError, UnknownLab
+
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("lecturekit: interrupted", file=sys.stderr)
+        return 130
+    # the message of these is written for the person at the terminal; anything else is a bug and keeps its traceback
+    except (LabError, OSError, ValueError) as error:
+        print(f"lecturekit: {error}", file=sys.stderr)
+        return 2 if isinstance(error, (UsageError, UnknownLab)) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lecturekit", description="Tools of the course on LLM post-training.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, run: object, help: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+        command.set_defaults(run=run)
+        return command
+
+    models = add("models", _models, "fetch the models that the labs use, once; afterwards they load without a network")
+    models.add_argument("names", nargs="*", metavar="MODEL", help="which models; all by default")
+    models.add_argument("--check", action="store_true", help="read every cached file and fetch a damaged model again")
+
+    release = add("release", _release, "make the students' notebooks in labs/ from solutions/")
+    release.add_argument("labs", nargs="*", metavar="LAB", help="which labs; all by default")
+
+    full = add(
+        "labs-full",
+        _labs_full,
+        "run the labs' solutions at full size, record what they measure, write the results page",
+    )
+    full.add_argument("labs", nargs="*", metavar="LAB", help="which labs; all by default")
+    full.add_argument(
+        "--timeout", type=_count, metavar="SECONDS", help="longest time for one cell; no limit by default"
+    )
+
+    add("results", _results, "write docs/results.md from what was recorded under docs/results/")
+
+    questions = add("questions", _questions, "list the questions that are graded")
+    questions.add_argument("--lab", help="only those of one lab")
+
+    prove = add("prove", _prove, "show that each question accepts right answers and names each known mistake")
+    prove.add_argument("questions", nargs="*", metavar="QUESTION", help="which questions; all by default")
+    prove.add_argument("--seeds", type=_count, default=1, metavar="N", help="with how many seeds; 1 by default")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _models(options: argparse.Namespace) -> int:
+    from lecturekit import models
+
+    for name in options.names:
+        if name not in models.ASSETS:
+            raise UsageError(f"there is no model {name!r}; models: {', '.join(models.ASSETS)}")
+    return models.main([*options.names, *(["--verify"] if options.check else [])])
+
+
+def _release(options: argparse.Namespace) -> int:
+    from lecturekit.grading.release import release
+    from lecturekit.labs import repository
+
+    for path in release(options.labs):
+        print(path.relative_to(repository()))
+    return 0
+
+
+def _labs_full(options: argparse.Namespace) -> int:
+    from lecturekit.labs import measure
+
+    measure(options.labs, timeout=options.timeout)
+    return _results(options)
+
+
+def _results(options: argparse.Namespace) -> int:
+    from lecturekit.labs import repository
+    from lecturekit.results_page import write_page
+
+    root = repository()
+    print(write_page(root / "docs" / "results").relative_to(root))
+    return 0
+
+
+def _questions(options: argparse.Namespace) -> int:
+    from lecturekit.checking import questions
+
+    listed = questions(options.lab)
+    if not listed:
+        raise UsageError(f"there are no questions of lab {options.lab!r}")
+    width = max(len(asked.id) for asked in listed)
+    for asked in listed:
+        print(f"{asked.id:{width}}  {asked.points:4g} points  {asked.lab}  {asked.slide}")
+    return 0
+
+
+def _prove(options: argparse.Namespace) -> int:
+    from lecturekit.checking import questions
+    from lecturekit.checking.prove import main as prove
+
+    known = {asked.id for asked in questions()}
+    for name in options.questions:
+        if name not in known:
+            raise UsageError(f"there is no question {name!r}; `lecturekit questions` lists them")
+    return 1 if prove(options.questions or None, seeds=options.seeds) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""nbgrader's settings for this course. Run nbgrader and JupyterLab (formgrader) from this folder."""
+
+from pathlib import Path
+
+from nbgrader.preprocessors import (
+    AssignLatePenalties,
+    CheckCellMetadata,
+    ClearOutput,
+    DeduplicateIds,
+    LimitOutput,
+    OverwriteCells,
+    OverwriteKernelspec,
+    SaveAutoGrades,
+)
+
+from lecturekit.grading.course import put_environment_on_path
+from lecturekit.grading.execute import Execute
+from lecturekit.grading.stage import Stage
+
+c = get_config()  # noqa: F821  (traitlets puts it there when it reads this file)
+root = Path(__file__).resolve().parent
+course = root / "course"
+# SQLite makes the gradebook but not the folder it lies in; nbgrader complains about an exchange it cannot write to,
+# although this course hands notebooks out and in by other ways
+(course / "exchange").mkdir(parents=True, exist_ok=True)
+
+put_environment_on_path()
+
+# --- where things are -----------------------------------------------------------------------------------------------
+c.CourseDirectory.course_id = "lecturekit"
+c.CourseDirectory.root = str(root)  # so that nbgrader may be started from any folder below
+c.CourseDirectory.source_directory = "solutions"  # the notebooks here are made by `lecturekit release`
+c.CourseDirectory.release_directory = "labs"  # what students get, committed
+c.CourseDirectory.submitted_directory = "course/submitted"  # course/ holds all that must never be committed
+c.CourseDirectory.autograded_directory = "course/autograded"
+c.CourseDirectory.feedback_directory = "course/feedback"
+c.CourseDirectory.db_url = f"sqlite:///{course / 'gradebook.db'}"
+c.Exchange.root = str(course / "exchange")
+# *.py: the labs' sources hold the solutions, and a submitted torch.py must not shadow torch
+c.CourseDirectory.ignore = [".ipynb_checkpoints", "*.pyc", "__pycache__", "feedback", "*.py"]
+
+# --- making the release ---------------------------------------------------------------------------------------------
+# the stub is what lecturekit.checking knows as "not attempted"
+c.ClearSolutions.code_stub = {"python": "# YOUR CODE HERE\nraise NotImplementedError"}
+c.ClearSolutions.text_stub = "*Your answer here.*"
+
+# --- grading --------------------------------------------------------------------------------------------------------
+# Stage comes first: it rebuilds the notebook from the release, so nothing a student did to it can stop the batch.
+# OverwriteCells then puts the hidden tests back.
+c.Autograde.sanitize_preprocessors = [
+    Stage,
+    ClearOutput,
+    DeduplicateIds,
+    OverwriteKernelspec,
+    OverwriteCells,
+    CheckCellMetadata,
+]
+# our Execute runs in the smoke profile with a secret seed, and outlives a kernel that dies
+c.Autograde.autograde_preprocessors = [Execute, LimitOutput, SaveAutoGrades, AssignLatePenalties, CheckCellMetadata]
+c.Execute.timeout = 120  # seconds a cell; a smoke cell takes a few, the first one imports torch on a busy machine
+c.LimitOutput.max_lines = 500  # enough for any lab's own output, too little to fill the disk
