@@ -85,7 +85,7 @@ def prepare(root: Path, extras: set) -> None:
     if venv.exists() and (stamp.get("root", str(root)) != str(root) or not usable(python)):
         remove_venv(venv)
     if not venv.exists():
-        base = find_python()
+        base = find_python(venv)
         say("Making .venv with Python {} ({}) …".format(python_version(base), base))
         make_venv(base, venv)
     elif not stamp:
@@ -108,17 +108,24 @@ def say(text: str) -> None:
 # ---------------------------------------------------------------- which Python
 
 
-def find_python() -> str:
-    """A Python that the project supports: PYTHON if set, else this one, else the first on PATH. Raises SetupError."""
+def find_python(venv: Path) -> str:
+    """A Python that the project supports: PYTHON if set, else this one, else the first on PATH. Raises SetupError.
+
+    Never the one inside venv, which may be active just now: it cannot be the base of what takes its place.
+    """
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    path = os.pathsep.join(folder for folder in folders if Path(folder) != venv / "bin")
     named = os.environ.get("PYTHON")
     names = [named] if named else [sys.executable, "python3", "python3.13", "python3.12", "python3.11"]
     seen = []
     for name in names:
-        path = shutil.which(name)
-        version = python_version(path) if path else None
+        found = shutil.which(name, path=path)
+        if found and Path(found).parent == venv / "bin":
+            continue
+        version = python_version(found) if found else ""
         if version and parsed(version) in SUPPORTED:
-            return str(path)
-        seen.append("{} is {}".format(name, version or ("broken" if path else "not there")))
+            return str(found)
+        seen.append("{} is {}".format(name, version or ("broken" if found else "not there")))
     wanted = ", ".join("{}.{}".format(*pair) for pair in SUPPORTED)
     raise SetupError(
         "one of Python {} is needed ({}). Install one, or name it: make lab PYTHON=/path/to/python3.12".format(

@@ -176,7 +176,7 @@ class Question:
         except Unfit as error:
             return Attempt(failure="unfit", message=str(error))
         except NotImplementedError:
-            return Attempt(failure="not attempted", message="the body still raises NotImplementedError")
+            return Attempt(failure="not attempted", message="the stub is still there: replace it by your own code, then run both cells again")
         except TimeUp:
             return Attempt(
                 failure="timeout",
@@ -206,9 +206,11 @@ class Question:
         right = faults.count(None)
         if right == len(cases):
             return self._verdict(True, "passed", "every case is right", cases, right)
+        if attempts[0].failure == "not attempted":
+            return self._verdict(False, "not attempted", attempts[0].message, cases, right)
         trial, fault = next((t, f) for t, f in zip(trials, faults, strict=True) if f is not None)
         known = None
-        if fault.kind not in ("not attempted", "timeout", "changed input"):
+        if fault.kind not in ("timeout", "changed input"):
             known = next((m for m in self.misconceptions if self._same_mistake(m, trials)), None)
         return self._verdict(
             False,

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lecturekit.checking import Case, Draw, Unfit, question
-from lecturekit.checking.compare import describe
+from lecturekit.checking.compare import describe, precision
 
 LAB = "lab03_dpo"
 EPS = torch.finfo(torch.float32).eps
@@ -324,12 +324,16 @@ def _(function: Any, case: Case) -> dict[str, Any]:
 loss.law(
     "the loss is the negative logarithm of a probability, so not below 0", lambda _, parts: float(parts["loss"]) >= 0
 )
-loss.law(
-    "where policy and reference agree the loss is log 2",
-    lambda case, parts: (
-        abs(float(parts["loss"]) - math.log(2)) <= 4 * EPS if case.label == "policy = reference" else None
-    ),
-)
+
+
+def _starts_at_log_two(case: Case, parts: dict[str, Any]) -> bool | None:
+    if case.label != "policy = reference":
+        return None
+    allowed = 4 * precision(case, parts["loss"]) * float(1 + _size_of_margin(case).mean())
+    return abs(float(parts["loss"]) - math.log(2)) <= allowed
+
+
+loss.law("where policy and reference agree the loss is log 2", _starts_at_log_two)
 loss.law(
     "a step against the gradient makes the chosen answer likelier and the rejected one less likely",
     lambda case, parts: bool(
@@ -445,6 +449,24 @@ def _(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta
 def _(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta):
     margin = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)
     return (1 + (-beta * margin).exp()).log().mean()
+
+
+_KINK_HINT = (
+    "Training starts where policy and reference agree, at a margin of 0. Which slope does autograd take there of clamp, "
+    "relu and abs? torch has a function without such corners."
+)
+
+
+@loss.misconception("the right loss, but a wrong slope where the margin is 0", hint=_KINK_HINT)
+def _(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta):
+    z = beta * ((policy_chosen - reference_chosen) - (policy_rejected - reference_rejected))
+    return ((-z).clamp(min=0) + (-z.abs()).exp().log1p()).mean()
+
+
+@loss.misconception("the right loss, but a wrong slope where the margin is 0", hint=_KINK_HINT)
+def _(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta):
+    z = beta * ((policy_chosen - reference_chosen) - (policy_rejected - reference_rejected))
+    return (torch.relu(-z) + (-z.abs()).exp().log1p()).mean()
 
 
 @loss.alternative("softplus of the other order, as policy minus reference")

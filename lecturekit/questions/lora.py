@@ -31,9 +31,9 @@ def _other_than(value: int, draw: Draw, options: list[int]) -> int:
 @question("lora.merge", lab=LAB, points=15, slide=SLIDE)
 def merge(draw: Draw) -> Case:
     """Fold the branch into the layer."""
-    out, inp, r = draw.sizes(3, low=2, high=24)
+    out, inp = draw.sizes(2, low=6, high=24)
     edge = draw.edge("B = 0", "r = 1", "bfloat16")
-    r = 1 if edge == "r = 1" else r
+    r = 1 if edge == "r = 1" else draw.integer(2, 5)
     dtype = torch.bfloat16 if edge == "bfloat16" else torch.float32
     B = draw.normal(out, r, dtype=dtype)
     return Case(
@@ -156,9 +156,9 @@ def _(weight, A, B, alpha):
 @question("lora.linear", lab=LAB, points=20, slide=SLIDE, kind="class", cases=5)
 def linear(draw: Draw) -> Case:
     """Write the layer: a frozen nn.Linear with a trainable branch beside it."""
-    out, inp, r, batch = draw.sizes(4, low=2, high=16)
+    out, inp, batch = draw.sizes(3, low=6, high=16)
     edge = draw.edge("no bias", "r = 1")
-    r = 1 if edge == "r = 1" else r
+    r = 1 if edge == "r = 1" else draw.integer(2, 5)
     return Case(
         edge,
         weight=draw.normal(out, inp),

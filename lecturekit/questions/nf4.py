@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lecturekit.checking import Case, Draw, question
+from lecturekit.checking.compare import precision
 
 LAB = "lab06_qlora"
 
@@ -45,7 +46,14 @@ def _fp4() -> Tensor:
 # nf4.levels ----------------------------------------------------------------------------------------------------------
 
 
-@question("nf4.levels", lab=LAB, points=15, slide="QLoRA: the exact values of the NF4 data type", cases=1)
+@question(
+    "nf4.levels",
+    lab=LAB,
+    points=15,
+    slide="QLoRA: the exact values of the NF4 data type",
+    cases=1,
+    returns=("levels",),
+)
 def levels(draw: Draw) -> Case:
     """Derive the sixteen levels."""
     return Case()
@@ -69,7 +77,7 @@ def _(function: Any, case: Case) -> Any:
 
 
 def _levels_law(holds: Any) -> Any:
-    return lambda case, parts: bool(holds(parts["result"]))
+    return lambda case, parts: bool(holds(parts["levels"]))
 
 
 levels.law("0 itself is a level, exactly", _levels_law(lambda table: (table == 0).any()))
@@ -230,14 +238,15 @@ def _layout(draw: Draw, edge: str | None) -> tuple[int, tuple[int, ...], int]:
 def _off_midpoints(x: Tensor, blocksize: int) -> Tensor:
     """x without the values about which right answers differ: those that lie half-way between two levels.
 
-    There the index depends on how a value was scaled (x / absmax or x * (1 / absmax)) and on the last digit of the
-    levels. Both sides of a midpoint would have to be accepted, so such a value tells nothing: it becomes 0. The
-    margin is one epsilon of x's dtype, at least twice what the levels may be off. In 16 bits that is 4 roundings
-    of numbers up to 1/2 or 2 of larger ones, so that also who scales in x's own dtype finds the same level.
+    There the index depends on how a value was scaled (x / absmax, x * (1 / absmax), with or without a small number
+    added) and on the last digits of the levels. Both neighbours would have to be accepted, so such a value tells
+    nothing: it becomes 0. In 16 bits the margin is one epsilon, which is 2 roundings of numbers near 1 or 4 near 1/2,
+    so that who scales in x's own dtype finds the same level. In 32 bits it is 2^-10, thousands of roundings: an
+    answer then passes for every seed or for none.
     """
     scaled = x.double() / _spread(_absmax(x, blocksize).double(), x, blocksize).clamp(min=1e-30)
     midpoints = (TABLE[1:] + TABLE[:-1]).to(x.device).double() / 2
-    margin = max(torch.finfo(x.dtype).eps, 2 * LEVEL_ULPS * EPS)
+    margin = max(torch.finfo(x.dtype).eps, 2**-10)
     return x.masked_fill((scaled.unsqueeze(-1) - midpoints).abs().amin(-1) <= margin, 0.0)
 
 
@@ -472,7 +481,8 @@ dequantize.law("index 7 gives 0, exactly", lambda case, parts: bool((parts["resu
 
 def _last_level_gives_absmax(case: Case, parts: dict[str, Any]) -> bool:
     scales, last = _spread(case.absmax, case.indices, case.blocksize), case.indices == 15
-    return bool(((parts["result"] - scales)[last].abs() <= (LEVEL_ULPS + 1) * EPS * scales[last]).all())
+    allowed = (LEVEL_ULPS + 1) * precision(case, parts["result"]) * scales
+    return bool(((parts["result"] - scales).abs() <= allowed)[last].all())
 
 
 dequantize.law("index 15 gives the block's absmax", _last_level_gives_absmax)

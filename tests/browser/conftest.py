@@ -24,7 +24,7 @@ def find_chromium():
 
 
 @pytest.fixture(scope="session")
-def browser():
+def chromium():
     from playwright.sync_api import sync_playwright
 
     path = find_chromium()

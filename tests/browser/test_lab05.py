@@ -71,6 +71,8 @@ class Lab:
         self.page.keyboard.press("Control+A")
         self.page.keyboard.press("Delete")
         self.page.keyboard.insert_text(source)
+        typed = self.js("return panel.content.widgets[args[0]].model.sharedModel.source", index)
+        assert typed == source, f"the cell holds {typed!r}"
 
     def run_cell(self, index):
         before = self.js("return panel.content.widgets[args[0]].model.executionCount", index) or 0
@@ -95,8 +97,8 @@ class Lab:
 
 
 @pytest.fixture(scope="module")
-def lab(browser, jupyterlab):
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
+def lab(chromium, jupyterlab):
+    page = chromium.new_page(viewport={"width": 1280, "height": 900})
     page.goto(jupyterlab(LAB))
     opened = Lab(page)
     opened.wait_for("panel.content.widgets.length > 10")
@@ -114,7 +116,7 @@ def test_a_blank_lab_runs_from_top_to_bottom(lab):
 
 
 def test_a_wrong_answer_is_told_its_mistake(lab):
-    lab.type_into(lab.index("def merge("), "def merge(weight, A, B, alpha):\nreturn weight + B @ A")
+    lab.type_into(lab.index("def merge("), "def merge(weight, A, B, alpha):\n    return weight + B @ A")
     lab.run_cell(lab.index("def merge("))
     check = lab.index('check("lora.merge"')
     lab.run_cell(check)
@@ -131,7 +133,7 @@ def test_the_named_card_is_found_by_its_role(lab):
 
 
 def test_a_right_answer_passes(lab):
-    lab.type_into(lab.index("def merge("), "def merge(weight, A, B, alpha):\nreturn weight + alpha / len(A) * B @ A")
+    lab.type_into(lab.index("def merge("), "def merge(weight, A, B, alpha):\n    return weight + alpha / len(A) * B @ A")
     lab.run_cell(lab.index("def merge("))
     check = lab.index('check("lora.merge"')
     lab.run_cell(check)
