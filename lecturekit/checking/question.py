@@ -422,6 +422,6 @@ def _brief(value: Any) -> str:
     if isinstance(value, Tensor) and value.numel() > 6:
         return describe(value).removeprefix("a ")
     if isinstance(value, Tensor):
-        return f"{value.tolist()}"
+        return f"[{', '.join(f'{number:.5g}' for number in value.flatten().tolist())}]" if value.ndim else f"{value:.5g}"
     text = repr(value)
     return text if len(text) <= 60 else describe(value)

@@ -107,7 +107,7 @@ def rank_picture(rank: int) -> style.Picture:
 def rank_strip(ranks: tuple[int, ...] = RANKS) -> style.Picture:
     """The static twin of the slider: the picture at several ranks side by side, for print and for reading only."""
     picture = landscape()
-    fig, panels = style.figure(1, len(ranks), width=2.15, height=3.05)
+    fig, panels = style.figure(1, len(ranks), width=2.15, height=3.2)
     told = []
     for axes, rank in zip(panels, ranks, strict=True):
         B, A, _ = factors(picture, rank)

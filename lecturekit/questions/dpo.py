@@ -452,8 +452,8 @@ def _(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta
 
 
 _KINK_HINT = (
-    "Training starts where policy and reference agree, at a margin of 0. Which slope does autograd take there of clamp, "
-    "relu and abs? torch has a function without such corners."
+    "Training starts where policy and reference agree, at a margin of 0. Which slope does autograd give clamp, "
+    "relu and abs there? torch has a function without such corners."
 )
 
 
