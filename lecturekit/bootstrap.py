@@ -26,8 +26,8 @@ SUPPORTED = ((3, 11), (3, 12), (3, 13))
 STAMP = "lecturekit.json"
 LOG = "install.log"
 
-# Measured on Linux with the CPU build of torch: 1.9 GB for the labs, 2.4 GB with every extra, and pip unpacks wheels
-# beside that. The models need another 0.7 GB. The registry's own torch for Linux brings CUDA, several GB more.
+# Measured on Linux with the CPU build of torch: 2.0 GB with grading, 2.4 GB with development too, and pip unpacks
+# wheels beside that. The models need another 0.7 GB. The registry's own torch for Linux brings CUDA, several GB more.
 NEEDED_BYTES = 4 * 10**9
 
 # What a failed pip wrote → the one sentence to say. The first that is found counts.
