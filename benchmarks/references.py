@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/references.py            # prints, and writes benchmarks/results/references.md
 
-Times depend on the machine and on what else it does; the ratio of interleaved pairs depends on it least. A ratio below 1
-means that ours is faster. Peak memory is what torch allocates in one call, beyond the inputs.
+Times depend on the machine and on what else it does; the ratio of interleaved pairs depends on it least. A ratio
+below 1 means that ours is faster. Peak memory is what torch allocates in one call, beyond the inputs.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class _Stack(nn.Module):
 
 
 def lora_merge(width: int) -> Pair:
-    """Folding rank-8 branches into 210 layers, beside PEFT. Both sides fold in and take out, so that they can repeat."""
+    """Folding rank-8 branches into 210 layers and taking them out again, beside PEFT."""
     from peft import LoraConfig, get_peft_model
 
     from lecturekit.tuning.lora import LoRALinear, add_lora
@@ -134,20 +134,25 @@ def dpo_logprob(vocabulary: int) -> Pair:
     return ours, full
 
 
+MANY, FEW = {"documents": 100_000}, {"documents": 500}
 CASES: list[tuple[str, str, Callable[..., Pair], dict[str, int], dict[str, int]]] = [
     ("NF4 quantize and pack, 4096²", "bitsandbytes", nf4_quantize, {"size": 4096}, {"size": 256}),
     ("NF4 unpack and dequantize, 4096²", "bitsandbytes", nf4_dequantize, {"size": 4096}, {"size": 256}),
     ("LoRA fold in and take out, 210 × 576²", "PEFT", lora_merge, {"width": 576}, {"width": 16}),
     ("BitDelta signs to bits, 4096²", "shift and add", bitdelta_pack, {"size": 4096}, {"size": 256}),
-    ("top 10 of 100,000 × 384, 1 query", "faiss", top_k, {"documents": 100_000, "queries": 1}, {"documents": 500, "queries": 1}),
-    ("top 10 of 100,000 × 384, 64 queries", "faiss", top_k, {"documents": 100_000, "queries": 64}, {"documents": 500, "queries": 8}),
-    ("log-probs and gradient, 4 × 128 × 49,152", "log_softmax + gather", dpo_logprob, {"vocabulary": 49_152}, {"vocabulary": 128}),
+    ("top 10 of 100,000 × 384, 1 query", "faiss", top_k, MANY | {"queries": 1}, FEW | {"queries": 1}),
+    ("top 10 of 100,000 × 384, 64 queries", "faiss", top_k, MANY | {"queries": 64}, FEW | {"queries": 8}),
+    ("log-probs and gradient, 4 × 128 × 49,152", "log_softmax + gather", dpo_logprob, {"vocabulary": 49_152},
+     {"vocabulary": 128}),
 ]  # fmt: skip
 
 
 def run(small: bool = False, repeats: int = 15) -> str:
     """Measure every case on one thread and return the Markdown table."""
-    rows = ["| work | peer | ours ÷ peer (quartiles) | ours | peer | torch memory, ours | peer |", "|---|---|---|---|---|---|---|"]
+    rows = [
+        "| work | peer | ours ÷ peer (quartiles) | ours | peer | torch memory, ours | peer |",
+        "|---|---|---|---|---|---|---|",
+    ]
     with threads(1):
         for work, peer, build, full_size, small_size in progress(CASES, "benchmarks"):
             ours, theirs = build(**(small_size if small else full_size))
@@ -161,7 +166,7 @@ def run(small: bool = False, repeats: int = 15) -> str:
         "# Reference implementations beside their peers",
         "",
         f"Measured on {date.today().isoformat()}; {about}. One thread, {repeats} interleaved pairs a row.",
-        "Memory counts torch's own allocations in one call: what a peer takes outside torch (faiss, NumPy) is not in it.",
+        "Memory counts torch's own allocations in one call: what faiss and NumPy take is not in it.",
         "Not measured on a GPU yet.",
         "",
     ]

@@ -352,7 +352,7 @@ def _cpu_peak_bytes(fn: Function) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = fn()
     del result
-    recorded = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]  # set once the block has ended
+    recorded = profiler.profiler.kineto_results.events()
     changes = [event for event in recorded if event.name() == "[memory]" and event.device_type().name == "CPU"]
     held = peak = 0
     for change in sorted(changes, key=lambda event: event.start_ns()):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lecturekit.checking.case import Case, Draw, tensors
+from lecturekit.checking.case import Case, Draw
 from lecturekit.checking.compare import EXACT, Difference, Magnitude, Tolerance, compare, describe
 from lecturekit.checking.limits import TimeUp, time_limit
 from lecturekit.checking.verdict import Verdict
@@ -176,7 +176,10 @@ class Question:
         except Unfit as error:
             return Attempt(failure="unfit", message=str(error))
         except NotImplementedError:
-            return Attempt(failure="not attempted", message="the stub is still there: replace it by your own code, then run both cells again")
+            return Attempt(
+                failure="not attempted",
+                message="the stub is still there: replace it by your own code, then run both cells again",
+            )
         except TimeUp:
             return Attempt(
                 failure="timeout",
@@ -422,6 +425,8 @@ def _brief(value: Any) -> str:
     if isinstance(value, Tensor) and value.numel() > 6:
         return describe(value).removeprefix("a ")
     if isinstance(value, Tensor):
-        return f"[{', '.join(f'{number:.5g}' for number in value.flatten().tolist())}]" if value.ndim else f"{value:.5g}"
+        return (
+            f"[{', '.join(f'{number:.5g}' for number in value.flatten().tolist())}]" if value.ndim else f"{value:.5g}"
+        )
     text = repr(value)
     return text if len(text) <= 60 else describe(value)

@@ -126,7 +126,7 @@ class PerceiverResampler(nn.Module):
         maps = []
         attention: ResamplerAttention
         ffw: nn.Sequential
-        for attention, ffw in self.layers:  # type: ignore[misc, assignment]  # torch knows its items as Module only
+        for attention, ffw in self.layers:  # type: ignore[misc]  # torch knows its items as Module only
             attended, attention_map = attention.attend(x_f, x)
             x = x + attended
             x = x + ffw(x)

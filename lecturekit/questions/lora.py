@@ -734,7 +734,7 @@ def _(model, optimizer, input_ids, labels):
 
 @train.misconception(
     "the step never reaches the weights",
-    hint="Are the weights changed afterwards? Look at the order of zero_grad, backward and step, and that each is there.",
+    hint="Are the weights changed afterwards? Look at zero_grad, backward and step: is each there, in which order?",
 )
 def _(model, optimizer, input_ids, labels):
     loss = _shifted(model, input_ids, labels)

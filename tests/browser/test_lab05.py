@@ -59,7 +59,8 @@ class Lab:
 
     def show(self, index):
         self.js(
-            "panel.content.activeCellIndex = args[0]; return panel.content.scrollToCell(panel.content.widgets[args[0]], 'start')",
+            "panel.content.activeCellIndex = args[0]; "
+            "return panel.content.scrollToCell(panel.content.widgets[args[0]], 'start')",
             index,
         )
         self.page.wait_for_timeout(600)
@@ -86,7 +87,8 @@ class Lab:
         """Every error output in the notebook, as 'cell: name'."""
         return self.js(
             "return panel.content.widgets.flatMap((w, i) => w.model.type !== 'code' ? [] : "
-            "w.model.outputs.toJSON().filter(o => o.output_type === 'error').map(o => i + ': ' + o.ename + ' ' + o.evalue))"
+            "w.model.outputs.toJSON().filter(o => o.output_type === 'error')"
+            ".map(o => i + ': ' + o.ename + ' ' + o.evalue))"
         )
 
     def picture(self, name):
@@ -133,7 +135,9 @@ def test_the_named_card_is_found_by_its_role(lab):
 
 
 def test_a_right_answer_passes(lab):
-    lab.type_into(lab.index("def merge("), "def merge(weight, A, B, alpha):\n    return weight + alpha / len(A) * B @ A")
+    lab.type_into(
+        lab.index("def merge("), "def merge(weight, A, B, alpha):\n    return weight + alpha / len(A) * B @ A"
+    )
     lab.run_cell(lab.index("def merge("))
     check = lab.index('check("lora.merge"')
     lab.run_cell(check)
@@ -171,6 +175,7 @@ def test_every_picture_in_the_lab_has_an_alternative_text(lab):
         "w.model.outputs.toJSON().forEach(o => { const d = o.data || {}; "
         "const html = [].concat(d['text/html'] || []).join(''); "
         "if (d['image/png'] && !html) missing.push(i); "
-        "(html.match(/<img[^>]*>/g) || []).forEach(t => { if (!/alt=.[^'\"]/.test(t)) missing.push(i); }); }); }); return missing"
+        "(html.match(/<img[^>]*>/g) || []).forEach(t => { if (!/alt=.[^'\"]/.test(t)) missing.push(i); }); }); }); "
+        "return missing"
     )
     assert missing == []

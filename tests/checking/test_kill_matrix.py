@@ -8,7 +8,8 @@ from lecturekit.checking.prove import prove
 QUESTIONS = questions()
 SERVED = {
     "lora.merge", "lora.linear", "lora.inject", "lora.count", "lora.train", "nf4.levels", "nf4.quantize",
-    "nf4.dequantize", "bitdelta.compress", "dpo.logprob", "dpo.loss", "perceiver.resampler", "rag.top_k", "timing.measure",
+    "nf4.dequantize", "bitdelta.compress", "dpo.logprob", "dpo.loss", "perceiver.resampler", "rag.top_k",
+    "timing.measure",
 }  # fmt: skip
 
 
