@@ -377,3 +377,11 @@ def test_a_gpus_error_is_named():
 
     with pytest.raises(RuntimeError, match="too_large"):
         measure(too_large, device="cuda")
+
+
+def test_median_seconds_is_measures_median_and_calls_no_more_than_it_says():
+    machine = Machine()
+    job = Job(machine.launch, [9.0, 9.0, 1.0, 3.0, 2.0])
+    found = timing.median_seconds(job, machine.clock, machine.synchronize, repeats=3, warmup=2)
+    assert found == pytest.approx(2.0 + 1e-6)  # the launch is the host's own microsecond
+    assert job.calls == 5

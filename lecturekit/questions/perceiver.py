@@ -228,7 +228,9 @@ def _fill_projections(model: nn.Module, case: Case) -> None:
     for uses in (("q", "qkv"), ("k", "kv", "qkv"), ("v", "kv", "qkv"), ("out",), ("up",), ("down",)):
         if not any(found[use] for use in uses):
             needed = " or ".join(f"{use} = nn.Linear{sizes[use]}" for use in uses)
-            raise Unfit(f"found no {needed}: write the projections as nn.Linear, so that weights can be loaded")
+            raise Unfit(
+                f"found no {needed} among the modules; is each an nn.Linear, in an nn.ModuleList and no other list?"
+            )
     for use, modules in found.items():
         if len(modules) > case.depth:
             raise Unfit(f"found {len(modules)} times {use} = nn.Linear{sizes[use]}, but depth is {case.depth}")
@@ -544,6 +546,39 @@ class _(_Attention):
     def forward(self, features, latents):
         features, latents = self.norm_media(features), self.norm_media(latents)
         return self.attend(latents, torch.cat([features, latents], dim=1))
+
+
+@resampler.misconception(
+    "does not normalise before the feed-forward part",
+    hint="x grows with each layer that adds to it. What keeps the input of ffw in bounds?",
+)
+class _(_Resampler):
+    def run(self, x_f, x):
+        for attention, ffw in self.layers:
+            x = x + attention(x_f, x)
+            x = x + ffw[1:](x)
+        return x
+
+
+@resampler.misconception("uses ReLU in place of GELU", hint="Which activation stands between the two layers of ffw?")
+class _(_Resampler):
+    def run(self, x_f, x):
+        for attention, ffw in self.layers:
+            x = x + attention(x_f, x)
+            x = x + ffw[3](F.relu(ffw[1](ffw[0](x))))
+        return x
+
+
+@resampler.misconception(
+    "keeps the layers in a plain Python list",
+    hint="Print model.named_parameters(): are your layers there? What does nn.Module register, and what not?",
+)
+class _(_Resampler):
+    def __init__(self, *args):
+        super().__init__(*args)
+        layers = list(self.layers)
+        del self.layers
+        self.layers = layers
 
 
 @resampler.misconception(

@@ -40,9 +40,10 @@ def test_kill_matrix_on_the_gpu(id):
 
 @pytest.mark.parametrize("asked", QUESTIONS, ids=lambda q: q.id)
 def test_a_question_says_what_a_student_and_an_instructor_need(asked):
-    assert len(asked.misconceptions) >= 4
     assert len(asked.alternatives) >= 3
-    assert len({m.name for m in asked.misconceptions}) == len(asked.misconceptions)
+    # one mistake may be written in two ways under one name; then its hint is the same too
+    hints = {(m.name, m.hint) for m in asked.misconceptions}
+    assert len(hints) == len({name for name, _ in hints}) >= 4
     assert all(m.name and m.hint for m in asked.misconceptions)
     assert asked.points > 0 and asked.slide and asked.title
     assert asked.lab.startswith("lab")
