@@ -33,10 +33,10 @@ test:  ## run every test (PYTEST_ARGS='-m "not slow and not browser"' for some o
 	@"$(BIN)/python" -m lecturekit.models
 	@PATH="$(BIN):$$PATH" "$(BIN)/python" -m pytest $(PYTEST_ARGS)
 
-labs-full:  ## run every lab's solution at full size and write docs/results.md (LABS=lab05_lora for one)
+labs-full:  ## run every lab's solution at full size, write docs/results.md (LABS=lab05_lora for one, SEEDS=5)
 	$(call environment,grading)
 	@"$(BIN)/python" -m lecturekit.models
-	@"$(BIN)/lecturekit" labs-full $(LABS)
+	@"$(BIN)/lecturekit" labs-full $(LABS) --seeds $(or $(SEEDS),1)
 
 release:  ## make the students' notebooks in labs/ from solutions/
 	$(call environment,grading)

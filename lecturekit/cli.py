@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     full.add_argument(
         "--timeout", type=_count, metavar="SECONDS", help="longest time for one cell; no limit by default"
     )
+    full.add_argument("--seeds", type=_count, default=1, metavar="N", help="run each under N seeds; 1 by default")
 
     add("results", _results, "write docs/results.md from what was recorded under docs/results/")
 
@@ -94,7 +95,7 @@ def _release(options: argparse.Namespace) -> int:
 def _labs_full(options: argparse.Namespace) -> int:
     from lecturekit.labs import measure
 
-    measure(options.labs, timeout=options.timeout)
+    measure(options.labs, timeout=options.timeout, seeds=options.seeds)
     return _results(options)
 
 

@@ -134,11 +134,12 @@ def run(
     record: bool = False,
     results: Path | None = None,
     quiet: bool = False,
+    seed: int = 0,
 ) -> Run:
     """Run a notebook from top to bottom in a fresh kernel, in an empty folder, with a line of progress a cell.
 
     profile: "smoke" or "full". timeout: seconds a cell may take, None for no limit. record: let
-    `lecturekit.results.record` write, to `results` if given. The notebook passed in is left as it was; the executed
+    `lecturekit.results.record` write, to `results` if given. seed: what the lab starts from. The notebook passed in is left as it was; the executed
     copy is in the Run. Raises LabError naming lab, cell and error when a cell fails or the kernel dies.
     """
     import copy
@@ -149,6 +150,7 @@ def run(
         raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
     executed = copy.deepcopy(notebook)
     env = dict(os.environ, LECTUREKIT_PROFILE=profile, LECTUREKIT_LAB=lab, OMP_WAIT_POLICY="passive")
+    env["LECTUREKIT_SEED"] = str(seed)
     env.pop("LECTUREKIT_RECORD", None)
     if record:
         env["LECTUREKIT_RECORD"] = "1"
@@ -234,13 +236,26 @@ def _peak(client: Any) -> int | None:
     return int(printed) if printed.strip().isdigit() else None
 
 
-def measure(names: Sequence[str] = (), root: Path | None = None, timeout: int | None = None) -> list[tuple[str, Run]]:
-    """Run the solution of each lab named (all by default) at full size and record what it measures."""
+def measure(
+    names: Sequence[str] = (), root: Path | None = None, timeout: int | None = None, seeds: int = 1
+) -> list[tuple[str, Run]]:
+    """Run the solution of each lab named (all by default) at full size, under seeds 0 … seeds − 1, and record.
+
+    A lab's results file is replaced once all of its runs are through, so an interrupted run changes nothing.
+    """
+    from lecturekit import results
+
     root = root or repository()
     runs = []
     for lab, path in chosen(names, root).items():
-        done = run(to_notebook(path), lab, "full", timeout, record=True, results=root / "docs" / "results")
-        memory = "" if done.peak_bytes is None else f", {done.peak_bytes / 2**30:.2f} GiB at most"
-        print(f"{lab}: {done.seconds:.0f} s{memory}", flush=True)
-        runs.append((lab, done))
+        recorded = []
+        for seed in range(seeds):
+            with tempfile.TemporaryDirectory(prefix="lecturekit-results-") as folder:
+                done = run(to_notebook(path), lab, "full", timeout, record=True, results=Path(folder), seed=seed)
+                found = Path(folder, f"{lab}.json")
+                recorded.append(results.read(found) if found.exists() else [])
+            memory = "" if done.peak_bytes is None else f", {done.peak_bytes / 2**30:.2f} GiB at most"
+            print(f"{lab}, seed {seed}: {done.seconds:.0f} s{memory}", flush=True)
+            runs.append((lab, done))
+        results.write(root / "docs" / "results" / f"{lab}.json", results.combine(recorded))
     return runs

@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import re
+import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -195,10 +196,44 @@ def _write(lab: str, entry: Entry) -> None:
     }
     kept = [old for old in entries if (old["claim"], old["quantity"]) != key] + [stamped]
     kept.sort(key=lambda item: item["claim"])  # stable: a claim's quantities stay in the order they were measured
-    atomic_write(
-        path,
-        json.dumps({"lab": lab, "entries": kept}, indent=1, ensure_ascii=False) + "\n",
-    )
+    write(path, kept)
+
+
+def combine(runs: Sequence[Sequence[Entry]]) -> list[Entry]:
+    """One list of entries from the runs of a lab under several seeds.
+
+    What was recorded with ``seeds`` becomes the median of the runs, with the lowest and the highest as its spread, and
+    holds only if it held in every run. What does not depend on the seed is taken from the first run.
+    Raises ValueError when the runs did not measure the same quantities, or recorded a text under ``seeds``.
+    """
+    by_key = [{(entry["claim"], entry["quantity"]): entry for entry in run} for run in runs]
+    if any(run.keys() != by_key[0].keys() for run in by_key):
+        raise ValueError("the runs did not measure the same quantities: run them again from one version of the lab")
+    combined = []
+    for key, first in by_key[0].items():
+        found = [run[key] for run in by_key]
+        if not first["seeds"] or len(runs) == 1:
+            combined.append(first)
+            continue
+        values = [_number(f"ours of {key[1]!r}", entry["ours"]) for entry in found]
+        judged = [entry["holds"] for entry in found]
+        combined.append(
+            first
+            | {
+                "ours": statistics.median(values),
+                "spread": [min(values), max(values)],
+                "seeds": len(values),
+                "holds": None if None in judged else all(judged),
+                "note": "; ".join(filter(None, ["median and range", first["note"]])),
+            }
+        )
+    return combined
+
+
+def write(path: Path, entries: Sequence[Entry]) -> Path:
+    """Write a results file, named <lab>.json, whole."""
+    text = json.dumps({"lab": path.stem, "entries": list(entries)}, indent=1, ensure_ascii=False)
+    return atomic_write(path, text + "\n")
 
 
 def read(path: Path) -> list[Entry]:

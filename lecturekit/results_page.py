@@ -5,6 +5,7 @@ Rendered from the entries that `lecturekit.results.record` wrote: docs/results/*
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def render(directory: Path, claims: Mapping[str, Claim] = CLAIMS) -> str:
         if claim.paper:
             lines += [f"On the slide: {claim.paper}.", ""]
         for key in claim.errata:
-            lines += [f"Erratum: [{ERRATA[key].title}](#{_anchor(key)}).", ""]
+            lines += [f"Erratum: [{ERRATA[key].title}](#{_anchor(ERRATA[key].title)}).", ""]
         entries = measured[claim.id]
         if not entries:
             lines += [f"Not measured yet: lab not written. The lab will show: {claim.shows}."]
@@ -83,7 +84,7 @@ def render(directory: Path, claims: Mapping[str, Claim] = CLAIMS) -> str:
             ]
             cells += [verdict(entry), when, entry["note"]]
             lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
-    lines += ["", "(machines)=", "## Machines", ""]
+    lines += ["", "## Machines", ""]
     lines += [f"{number}. {words}" for number, words in enumerate(machines, 1)] or ["No run recorded yet."]
     lines += [
         "",
@@ -94,7 +95,6 @@ def render(directory: Path, claims: Mapping[str, Claim] = CLAIMS) -> str:
     for erratum in ERRATA.values():
         lines += [
             "",
-            f"({_anchor(erratum.key)})=",
             f"### {erratum.title}",
             "",
             f"The slide says: {erratum.says}",
@@ -104,8 +104,9 @@ def render(directory: Path, claims: Mapping[str, Claim] = CLAIMS) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _anchor(key: str) -> str:
-    return f"erratum-{key}"
+def _anchor(title: str) -> str:
+    """The anchor that GitHub and Sphinx give a heading: small letters, no punctuation, hyphens for spaces."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-")
 
 
 def _machine_words(found: Mapping[str, Any]) -> str:

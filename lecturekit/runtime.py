@@ -41,6 +41,17 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def base_seed() -> int:
+    """The seed a lab starts from: 0, or what LECTUREKIT_SEED names (``labs-full --seeds`` runs a lab under several).
+
+    Raises ValueError when LECTUREKIT_SEED is not a whole number.
+    """
+    named = os.environ.get("LECTUREKIT_SEED", "0")
+    if not named.isdecimal():
+        raise ValueError(f"LECTUREKIT_SEED must be a whole number from 0 on, got {named!r}")
+    return int(named)
+
+
 def profile() -> str:
     """How much to compute: ``full`` (the real measurement, the default) or ``smoke`` (the same path in seconds).
 

@@ -180,7 +180,9 @@ def test_the_page_holds_every_claim_and_every_erratum(recording):
     assert "one \\| two" in row and "| no |" in row and len(re.findall(r"(?<!\\)\|", row)) == 7
     assert "1 of 40 claims" in page and "1. " in page.split("## Machines")[1]
     links = set(re.findall(r"\]\(#([^)]+)\)", page))
-    assert links <= set(re.findall(r"^\(([^)]+)\)=$", page, re.MULTILINE)) and "machines" in links
+    headings = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
+    slugs = {"-".join("".join(c for c in h.lower() if c.isalnum() or c in "-_ ").split(" ")) for h in headings}
+    assert links <= slugs and "machines" in links and len(links) > 1
 
 
 def test_the_page_of_the_repository_is_in_step():
@@ -196,3 +198,34 @@ def test_a_file_that_is_no_ledger_is_named(ledger):
     (ledger / "lab05_lora.json").write_text("{}")
     with pytest.raises(ValueError, match=r"lab05_lora.json is not a results file"):
         results_page.render(ledger)
+
+
+def entry(ours, seeds=1, holds=True, **more):
+    return {
+        "claim": "C17",
+        "quantity": "q",
+        "ours": ours,
+        "seeds": seeds,
+        "holds": holds,
+        "note": "n",
+        "spread": None,
+    } | more
+
+
+def test_runs_under_several_seeds_become_median_and_range():
+    (found,) = results.combine([[entry(3.0)], [entry(1.0)], [entry(2.0, holds=False)]])
+    assert (found["ours"], found["spread"], found["seeds"], found["holds"]) == (2.0, [1.0, 3.0], 3, False)
+    assert found["note"] == "median and range; n"
+
+
+def test_what_does_not_depend_on_the_seed_is_kept_as_it_is():
+    fixed = entry("14 TB", seeds=None)
+    assert results.combine([[fixed], [entry("14 TB", seeds=None)]]) == [fixed]
+    assert results.combine([[entry(3.0)]]) == [entry(3.0)]
+
+
+def test_runs_that_do_not_match_are_refused():
+    with pytest.raises(ValueError, match="did not measure the same quantities"):
+        results.combine([[entry(1.0)], [entry(1.0, quantity="other")]])
+    with pytest.raises(TypeError, match="ours of 'q'"):
+        results.combine([[entry("text")], [entry("text")]])

@@ -97,3 +97,13 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
         runtime.atomic_write(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_lab_starts_from_the_seed_of_the_environment(monkeypatch):
+    monkeypatch.delenv("LECTUREKIT_SEED", raising=False)
+    assert runtime.base_seed() == 0
+    monkeypatch.setenv("LECTUREKIT_SEED", "3")
+    assert runtime.base_seed() == 3
+    monkeypatch.setenv("LECTUREKIT_SEED", "-1")
+    with pytest.raises(ValueError, match="LECTUREKIT_SEED must be a whole number from 0 on, got '-1'"):
+        runtime.base_seed()
