@@ -139,8 +139,9 @@ def run(
     """Run a notebook from top to bottom in a fresh kernel, in an empty folder, with a line of progress a cell.
 
     profile: "smoke" or "full". timeout: seconds a cell may take, None for no limit. record: let
-    `lecturekit.results.record` write, to `results` if given. seed: what the lab starts from. The notebook passed in is left as it was; the executed
-    copy is in the Run. Raises LabError naming lab, cell and error when a cell fails or the kernel dies.
+    `lecturekit.results.record` write, to `results` if given. seed: what the lab starts from. The notebook passed in is
+    left as it was; the executed copy is in the Run. Raises LabError naming lab, cell and error when a cell fails or
+    the kernel dies.
     """
     import copy
 
