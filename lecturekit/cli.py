@@ -24,6 +24,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("lecturekit: interrupted", file=sys.stderr)
         return 130
+    except ModuleNotFoundError as error:
+        needed = error.name or ""
+        if needed.split(".")[0] not in ("nbgrader", "jupytext", "nbformat", "nbclient", "nbconvert", "traitlets"):
+            raise
+        print(
+            f"lecturekit: {needed} is not installed: run `make release`, which adds what grading needs", file=sys.stderr
+        )
+        return 1
     # the message of these is written for the person at the terminal; anything else is a bug and keeps its traceback
     except (LabError, OSError, ValueError) as error:
         print(f"lecturekit: {error}", file=sys.stderr)
@@ -41,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
 
     models = add("models", _models, "fetch the models that the labs use, once; afterwards they load without a network")
     models.add_argument("names", nargs="*", metavar="MODEL", help="which models; all by default")
-    models.add_argument("--check", action="store_true", help="read every cached file and fetch a damaged model again")
+    models.add_argument("--verify", action="store_true", help="read every cached file and fetch a damaged model again")
 
     release = add("release", _release, "make the students' notebooks in labs/ from solutions/")
     release.add_argument("labs", nargs="*", metavar="LAB", help="which labs; all by default")
@@ -80,7 +88,7 @@ def _models(options: argparse.Namespace) -> int:
     for name in options.names:
         if name not in models.ASSETS:
             raise UsageError(f"there is no model {name!r}; models: {', '.join(models.ASSETS)}")
-    return models.main([*options.names, *(["--verify"] if options.check else [])])
+    return models.main([*options.names, *(["--verify"] if options.verify else [])])
 
 
 def _release(options: argparse.Namespace) -> int:

@@ -250,9 +250,10 @@ def measure(
     runs = []
     for lab, path in chosen(names, root).items():
         recorded = []
+        notebook = to_notebook(path)  # once, so that all seeds run the same version
         for seed in range(seeds):
             with tempfile.TemporaryDirectory(prefix="lecturekit-results-") as folder:
-                done = run(to_notebook(path), lab, "full", timeout, record=True, results=Path(folder), seed=seed)
+                done = run(notebook, lab, "full", timeout, record=True, results=Path(folder), seed=seed)
                 found = Path(folder, f"{lab}.json")
                 recorded.append(results.read(found) if found.exists() else [])
             memory = "" if done.peak_bytes is None else f", {done.peak_bytes / 2**30:.2f} GiB at most"

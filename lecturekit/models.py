@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lecturekit.runtime import cache_dir
+from lecturekit.runtime import cache_dir, file_mode
 from lecturekit.runtime import device as default_device
 
 if TYPE_CHECKING:
@@ -257,19 +257,13 @@ def _build(asset: Asset, workshop: Path) -> None:
     print(f"{asset.name}: converting (once) …", file=sys.stderr)
     asset.convert(unpacked, target)
     for path in target.iterdir():
-        path.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner reads; a class may share a cache
+        path.chmod(file_mode())  # safetensors makes files that only their owner reads; a class may share a cache
     files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(target.iterdir())}
     manifest = {**_identity(asset), "licence": asset.licence, "files": files}
     (target / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     if asset.folder.exists():  # damaged or of an older version: a folder cannot be renamed over another
         os.replace(asset.folder, workshop / "replaced")
     os.replace(target, asset.folder)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _identity(asset: Asset) -> dict[str, Any]:

@@ -89,6 +89,13 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def file_mode() -> int:
+    """The mode of a file that is made in the ordinary way: read and write for all whom the umask lets."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
 def atomic_write(path: Path | str, content: str | bytes) -> Path:
     """Write a file whole or not at all: to a temporary file beside it, then renamed over it."""
     path = Path(path)
@@ -98,9 +105,7 @@ def atomic_write(path: Path | str, content: str | bytes) -> Path:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes 0600; a shared course folder must stay readable
+        os.chmod(temporary, file_mode())  # mkstemp makes 0600; a shared course folder must stay readable
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

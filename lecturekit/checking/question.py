@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import random
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -17,6 +20,7 @@ from lecturekit.checking.case import Case, Draw
 from lecturekit.checking.compare import EXACT, Difference, Magnitude, Tolerance, compare, describe
 from lecturekit.checking.limits import TimeUp, time_limit
 from lecturekit.checking.verdict import Verdict
+from lecturekit.runtime import seed_everything
 
 Driver = Callable[[Any, Case], Any]
 
@@ -168,14 +172,14 @@ class Question:
         if not callable(candidate):
             return Attempt(failure="unfit", message=f"expected a {self.kind}, got {describe(candidate)}")
         own = case.copy()
-        random_state = torch.random.get_rng_state()
-        torch.manual_seed(case.seed)
         try:
-            with time_limit(seconds or self.seconds), torch.enable_grad():
+            with _own_random_numbers(case.seed), time_limit(seconds or self.seconds), torch.enable_grad():
                 result = self._driver(candidate, own)
         except Unfit as error:
             return Attempt(failure="unfit", message=str(error))
-        except NotImplementedError:
+        except NotImplementedError as error:
+            if str(error):  # a stub raises it bare; torch says what is not implemented, a missing forward for one
+                return Attempt(failure="raised", message=_explain(error))
             return Attempt(
                 failure="not attempted",
                 message="the stub is still there: replace it by your own code, then run both cells again",
@@ -187,8 +191,6 @@ class Question:
             )
         except (Exception, SystemExit) as error:
             return Attempt(failure="raised", message=_explain(error))
-        finally:
-            torch.random.set_rng_state(random_state)
         for name in case.inputs:
             if compare(case.inputs[name], own.inputs[name], case, EXACT, name, equal_nan=True) is not None:
                 message = (
@@ -387,6 +389,19 @@ def evaluate(
     return asked.judge(drawn, attempts)
 
 
+@contextmanager
+def _own_random_numbers(seed: int) -> Iterator[None]:
+    """Seeded random numbers inside the block; outside, every generator goes on as if nothing had been drawn."""
+    python, numpy_state = random.getstate(), numpy.random.get_state()
+    with torch.random.fork_rng():
+        seed_everything(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            numpy.random.set_state(numpy_state)
+
+
 def _call(candidate: Any, case: Case) -> Any:
     return candidate(*case.inputs.values())
 
@@ -404,6 +419,8 @@ def _explain(error: BaseException) -> str:
 def _diagnose(got: dict[str, Any], difference: Difference) -> str:
     """One sentence on what kind of wrong this is."""
     part = difference.where.split("[")[0]
+    if isinstance(got.get(part), (bool, str)):
+        return f"not so: {part}" if isinstance(got[part], bool) else f"{part} are not the expected ones"
     if difference.kind in ("type", "shape", "dtype", "device"):
         return f"{part} has the wrong {difference.kind}: expected {difference.expected}, got {difference.got}"
     value = got.get(part)

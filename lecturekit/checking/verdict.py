@@ -45,9 +45,8 @@ class Verdict:
         return replace(self, message=message, case="", first_difference=None, inputs={})
 
     def __str__(self) -> str:
-        return "\n".join(
-            [f"{self.question}: {self._headline()}", *(f"  {label}: {text}" for label, text in self._rows())]
-        )
+        rows = [f"  {label}: {text}".replace("\n", "\n    ") for label, text in self._rows()]
+        return "\n".join([f"{self.question}: {self._headline()}", *rows])
 
     def _repr_html_(self) -> str:
         colour = {"passed": "#0072B2", "not attempted": "#767676"}.get(self.kind, "#D55E00")

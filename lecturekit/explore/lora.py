@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lecturekit.checking.limits import TimeUp, time_limit
 from lecturekit.explore import style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIZE = 96
+PATIENCE = 5  # seconds that a student's code may take before the picture is drawn without it
 RANKS = (1, 2, 4, 8, 16, 48)
 
 
@@ -118,7 +120,7 @@ def rank_strip(ranks: tuple[int, ...] = RANKS) -> style.Picture:
         told.append(f"rank {rank} leaves {facts['error']:.1%}")
     return style.alt(
         fig,
-        "The same landscape rebuilt at rising rank, from blurred crossing stripes to a sharp picture. Missing part of "
+        "The same landscape rebuilt at rising rank, from crossing stripes to a sharp picture. Missing part of "
         f"the norm: {'; '.join(told)}. At rank {SIZE // 2} the two factors hold as many numbers as the matrix itself.",
     )
 
@@ -249,9 +251,12 @@ def _branch(layer: Any, base: nn.Linear, inp: int) -> Tensor:
 def _attempt(answer: Callable[[], Any], shape: torch.Size | None = None) -> tuple[Any, str]:
     """Run a student's code and return (result, ""), or (None, what went wrong in words)."""
     try:
-        result = answer()
+        with time_limit(PATIENCE):
+            result = answer()
     except NotImplementedError:
         return None, "is not written yet"
+    except TimeUp:
+        return None, f"did not end within {PATIENCE} seconds"
     except Exception as error:  # any fault of an answer belongs in the picture
         return None, f"raised {type(error).__name__}"
     if shape is None:

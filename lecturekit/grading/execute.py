@@ -19,6 +19,7 @@ from nbformat.v4 import new_output
 from nbgrader.preprocessors import Execute as NbgraderExecute
 from traitlets import Bool, Integer
 
+from lecturekit.checking.notebook import SEED_VARIABLE
 from lecturekit.grading.course import student_seed
 from lecturekit.grading.stage import course_directory, is_test
 
@@ -79,7 +80,7 @@ def grading_environment(root: Path, student: str, lab: str) -> dict[str, str]:
     return env | {
         "LECTUREKIT_PROFILE": "smoke",
         "LECTUREKIT_LAB": lab,
-        "LECTUREKIT_GRADING_SEED": str(student_seed(root / "course", student, lab)),
+        SEED_VARIABLE: str(student_seed(root / "course", student, lab)),
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "passive",
     }

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lecturekit.checking import Case, Draw, Unfit, question
-from lecturekit.checking.compare import describe
+from lecturekit.checking.compare import describe, precision
 
 LAB = "lab05_lora"
 SLIDE = "LoRA: Parallel and fusible learnable layers"
 
 
-def _other_than(value: int, draw: Draw, options: list[int]) -> int:
-    """An alpha that is not r: with alpha = r the scale is 1 and a forgotten scale would not show."""
-    return draw.choice([option for option in options if option != value])
+def _alpha(r: int, draw: Draw) -> int:
+    """An alpha that is no multiple of r, where r > 1, so that neither a forgotten nor a whole-number division hides."""
+    return draw.choice([alpha for alpha in (1, 9, 16, 25, 32) if (alpha % r if r > 1 else alpha != 1)])
 
 
 # lora.merge ----------------------------------------------------------------------------------------------------------
@@ -41,7 +41,7 @@ def merge(draw: Draw) -> Case:
         weight=draw.normal(out, inp, dtype=dtype),
         A=draw.normal(r, inp, dtype=dtype),
         B=torch.zeros_like(B) if edge == "B = 0" else B,
-        alpha=_other_than(r, draw, [1, 4, 8, 16, 32]),
+        alpha=_alpha(r, draw),
     )
 
 
@@ -68,9 +68,7 @@ def _fused_equals_parallel(case: Case, parts: dict[str, Any]) -> bool:
     """h = x W' must be x W + (alpha / r) x A B for any x; here for an x of ones, summed by hand in float64."""
     W, A, B = case.weight.double(), case.A.double(), case.B.double()
     parallel = W.sum(1) + case.alpha / A.shape[0] * (B @ A.sum(1))
-    allowed = (case.A.shape[0] + 4) * torch.finfo(case.weight.dtype).eps * _size_of_merge(case).sum(1)
-    if case.weight.is_cuda:
-        allowed = allowed * 2**-10 / torch.finfo(torch.float32).eps  # TF32 keeps 10 bits
+    allowed = (case.A.shape[0] + 4) * precision(case, case.weight) * _size_of_merge(case).sum(1)
     return bool(((parts["result"].double().sum(1) - parallel).abs() <= allowed).all())
 
 
@@ -126,6 +124,28 @@ def _(weight, A, B, alpha):
     return alpha / A.shape[0] * (weight + B @ A)
 
 
+@merge.misconception("divides alpha by the wrong size of A", hint="A has two sizes. Which one is the rank?")
+def _(weight, A, B, alpha):
+    return weight + alpha / B.shape[0] * (B @ A)
+
+
+@merge.misconception("divides in whole numbers", hint="What is 9 // 2, and what should it be here?")
+def _(weight, A, B, alpha):
+    return weight + alpha // A.shape[0] * (B @ A)
+
+
+@merge.misconception("returns the branch alone", hint="What must the merged layer still do when B = 0?")
+def _(weight, A, B, alpha):
+    return alpha / A.shape[0] * (B @ A)
+
+
+@merge.misconception(
+    "adds the branch transposed", hint="Write the shapes down: which order of the two factors gives (out, in)?"
+)
+def _(weight, A, B, alpha):
+    return weight + alpha / A.shape[0] * (A.T @ B.T)
+
+
 @merge.alternative("einsum")
 def _(w, a, b, scale):
     return w + (scale / a.size(0)) * torch.einsum("or,ri->oi", b, a)
@@ -165,14 +185,14 @@ def linear(draw: Draw) -> Case:
         bias=None if edge == "no bias" else draw.normal(out),
         A=draw.normal(r, inp),
         B=draw.normal(out, r),
-        alpha=_other_than(r, draw, [1, 4, 8, 16, 32]),
-        x=draw.normal(batch, 3, inp),
+        alpha=_alpha(r, draw),
+        x=draw.normal(*[(batch, 3, inp), (inp,), (batch, inp)][draw.index % 3]),
     )
 
 
 linear.oracle("lecturekit.tuning.lora:LoRALinear")
 linear.tolerance(
-    ulps=lambda case: case.weight.shape[0] * case.x.shape[0] * 3 + case.weight.shape[1] + case.A.shape[0] + 4,
+    ulps=lambda case: case.weight.shape[0] * case.x.numel() // case.weight.shape[1] + sum(case.A.shape) + 4,
     why="sums of depth in and r forward, and of depth out × rows backward; relative to the largest value",
 )
 
@@ -183,11 +203,13 @@ def _(layer_class: Any, case: Case) -> dict[str, Any]:
     layer = layer_class(_plain_linear(case), case.A.shape[0], case.alpha)
     if not isinstance(layer, nn.Module):
         raise Unfit("LoRALinear must be a subclass of nn.Module, so that its parameters are found")
+    if not isinstance(getattr(layer, "base", None), nn.Linear):
+        raise Unfit("LoRALinear needs the nn.Linear that it was given as its attribute base")
     base = _plain_linear(case)
     for name, shape in (("A", case.A.shape), ("B", case.B.shape)):
         factor = getattr(layer, name, None)
         if not isinstance(factor, nn.Parameter):
-            raise Unfit(f"LoRALinear needs {name} as an nn.Parameter; an optimizer finds nothing else")
+            raise Unfit(f"LoRALinear needs {name} as an nn.Parameter of shape {tuple(shape)}, got {describe(factor)}")
         if factor.shape != shape:
             raise Unfit(
                 f"{name} must have shape {tuple(shape)}, got {tuple(factor.shape)}; A is (r, in), B is (out, r)"
@@ -196,19 +218,22 @@ def _(layer_class: Any, case: Case) -> dict[str, Any]:
     if not isinstance(start, Tensor) or start.shape != base(case.x).shape:
         raise Unfit(f"forward must return a tensor (…, out) for inputs (…, in), got {describe(start)}")
     parts: dict[str, Any] = {
-        "the layer is unchanged at the start": _close(start, base(case.x)),
-        "A starts random": bool(layer.A.detach().std() > 0) if layer.A.numel() > 1 else bool((layer.A != 0).all()),
+        "the layer is unchanged at the start": _close(start, base(case.x), case),
+        "A starts other than zero": bool((layer.A != 0).any()),
+        "A starts random": bool(layer.A.detach().std() > 0),
         "B starts at zero": bool((layer.B == 0).all()),
-        "base weights are frozen": not any(p.requires_grad for n, p in layer.named_parameters() if n not in ("A", "B")),
+        "trainable parameters": ", ".join(sorted(n for n, p in layer.named_parameters() if p.requires_grad)),
     }
     with torch.no_grad():
         layer.A.copy_(case.A)
         layer.B.copy_(case.B)
-    output = layer(case.x)
+    x = case.x.clone().requires_grad_()
+    output = layer(x)
     parts["output"] = output
     if not output.requires_grad:
-        raise Unfit("the output has no gradient to A and B; use the parameters themselves, not .data or .detach()")
+        raise Unfit("the output has no gradient; use the parameters themselves, not .data or .detach()")
     output.square().mean().backward()
+    parts["gradient of the input"] = x.grad if x.grad is not None else torch.zeros_like(x)
     for name in ("A", "B"):
         gradient = getattr(layer, name).grad
         if gradient is None:
@@ -227,12 +252,11 @@ def _plain_linear(case: Case) -> nn.Linear:
     return base
 
 
-def _close(got: Tensor, expected: Tensor) -> bool:
-    """Equal up to the order of one matrix product's sums (64 roundings, 10-bit mantissas on a GPU with TF32)."""
+def _close(got: Tensor, expected: Tensor, case: Case) -> bool:
+    """Equal up to the order of a few matrix products' sums: 64 roundings of the largest value."""
     if got.shape != expected.shape:
         return False
-    eps = 2**-10 if got.is_cuda else torch.finfo(torch.float32).eps
-    return bool((got - expected).abs().max() <= 64 * eps * expected.abs().max())
+    return bool((got - expected).abs().max() <= 64 * precision(case, expected) * expected.abs().max())
 
 
 class _Layer(nn.Module):
@@ -296,6 +320,49 @@ class _(_Layer):
         return self.scale * (self.base(x) + x @ self.A.T @ self.B.T)
 
 
+@linear.misconception(
+    "scales by alpha / sqrt(r)", hint="That is rank-stabilised LoRA. The lecture's paper divides by r itself."
+)
+class _(_Layer):
+    def forward(self, x):
+        return self.base(x) + self.scale * math.sqrt(self.A.shape[0]) * (x @ self.A.T @ self.B.T)
+
+
+@linear.misconception(
+    "starts A at a constant", hint="If all rows of A are the same, what can r of them do that one cannot?"
+)
+class _(_Layer):
+    def __init__(self, base, r, alpha):
+        super().__init__(base, r, alpha)
+        nn.init.ones_(self.A)
+
+
+@linear.misconception(
+    "cuts the gradient to the layers below",
+    hint="Frozen means that the weights do not move. Must the gradient still pass through the layer?",
+)
+class _(_Layer):
+    def forward(self, x):
+        return self.base(x).detach() + self.scale * (x @ self.A.T @ self.B.T)
+
+
+@linear.misconception("freezes the weight but not the bias", hint="Which parameters does the base layer have?")
+class _(_Layer):
+    def __init__(self, base, r, alpha):
+        super().__init__(base, r, alpha)
+        if base.bias is not None:
+            base.bias.requires_grad_(True)
+
+
+@linear.misconception(
+    "makes the scale trainable too", hint="alpha / r is a number that you choose, not one that is learnt."
+)
+class _(_Layer):
+    def __init__(self, base, r, alpha):
+        super().__init__(base, r, alpha)
+        self.scale = nn.Parameter(torch.tensor(alpha / r, device=base.weight.device))
+
+
 @linear.misconception("leaves the base layer trainable", hint="How many numbers would the optimizer update now?")
 class _(_Layer):
     def __init__(self, base, r, alpha):
@@ -332,14 +399,14 @@ class _(_Layer):
 @linear.alternative("einsum")
 class _(_Layer):
     def forward(self, x):
-        return self.base(x) + torch.einsum("bsi,ri,or->bso", x, self.A, self.B) * self.scale
+        return self.base(x) + torch.einsum("...i,ri,or->...o", x, self.A, self.B) * self.scale
 
 
 @linear.alternative("folded on the fly, kaiming start")
 class _(nn.Module):
     def __init__(self, layer, rank, alpha):
         super().__init__()
-        self.layer, self.ratio = layer, alpha / rank
+        self.base, self.ratio = layer, alpha / rank
         for parameter in layer.parameters():
             parameter.requires_grad = False
         self.A = nn.Parameter(torch.empty(rank, layer.in_features, device=layer.weight.device))
@@ -347,7 +414,7 @@ class _(nn.Module):
         self.B = nn.Parameter(torch.zeros(layer.out_features, rank, device=layer.weight.device))
 
     def forward(self, x):
-        return F.linear(x, self.layer.weight + self.ratio * (self.B @ self.A), self.layer.bias)
+        return F.linear(x, self.base.weight + self.ratio * (self.B @ self.A), self.base.bias)
 
 
 @linear.alternative("float64 inside")
@@ -369,7 +436,7 @@ def inject(draw: Draw) -> Case:
         dim=dim,
         hidden=hidden,
         blocks=draw.integer(1, 3),
-        targets=draw.choice([["q_proj", "v_proj"], ["q_proj"], ["v_proj", "up"]]),
+        targets=[["q_proj", "v_proj"], ["q_proj"], ["v_proj", "q_proj", "up"]][draw.index % 3],
         r=1 if draw.index == 1 else r,
         alpha=draw.choice([12, 16, 24, 32]),
         x=draw.normal(5, dim),
@@ -400,10 +467,12 @@ class _Block(nn.Module):
 class _Model(nn.Module):
     def __init__(self, dim: int, hidden: int, blocks: int) -> None:
         super().__init__()
+        self.q_proj = nn.Linear(dim, dim)  # one target at the top, where no search can miss it
         self.blocks = nn.ModuleList(_Block(dim, hidden) for _ in range(blocks))
         self.head = nn.Linear(dim, 4)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.q_proj(x)
         for block in self.blocks:
             x = block(x)
         return self.head(x)
@@ -414,21 +483,31 @@ def _(add_lora: Any, case: Case) -> dict[str, Any]:
     """Let the candidate work on a small model, then look at what it replaced, froze and kept."""
     model = _Model(case.dim, case.hidden, case.blocks).to(case.x.device)
     before = model(case.x).detach()
-    plain = {name for name, module in model.named_modules() if type(module) is nn.Linear}
+    plain = {name: m.weight.detach().clone() for name, m in model.named_modules() if type(m) is nn.Linear}
     result = add_lora(model, list(case.targets), case.r, case.alpha)
     if not isinstance(result, nn.Module):
-        raise Unfit(f"add_lora must return the model, got {type(result).__name__}")
+        raise Unfit(f"add_lora must return the model, got {describe(result)}")
+    if result is not model:
+        raise Unfit("add_lora must change the model that it was given and return that one, not another")
     modules = dict(result.named_modules())
     after = result(case.x)
     if after.shape != before.shape:
         raise Unfit("the model's output has another shape after add_lora")
     trainable = {name: p for name, p in result.named_parameters() if p.requires_grad}
+    kept = all(
+        any(p.shape == weight.shape and torch.equal(p, weight) for p in modules[name].parameters())
+        for name, weight in plain.items()
+        if name in modules
+    )
     parts: dict[str, Any] = {
-        "replaced layers": sorted(name for name in plain if type(modules.get(name)) is not nn.Linear),
-        "trainable parameters": sorted(trainable),
-        "shapes": [list(trainable[name].shape) for name in sorted(trainable)],
-        "the model is unchanged at the start": _close(after, before),
+        "replaced layers": ", ".join(sorted(name for name in plain if type(modules.get(name)) is not nn.Linear)),
+        "trainable parameters": ", ".join(sorted(trainable)),
+        "their shapes": ", ".join(str(tuple(trainable[name].shape)) for name in sorted(trainable)),
+        "the trained weights are kept": kept,
+        "the model is unchanged at the start": _close(after, before, case),
     }
+    if not kept:  # whatever weights are there instead, they are not the candidate's answer
+        return parts | {"output with known factors": torch.zeros_like(after)}
     with torch.no_grad():
         for name in sorted(trainable):
             steps = torch.arange(trainable[name].numel(), device=case.x.device).view_as(trainable[name])
@@ -443,9 +522,7 @@ def _put_layers(model: nn.Module, wanted: Any, r: int, alpha: float, copy: bool 
         if isinstance(module, nn.Linear) and wanted(name):
             parent, _, child = name.rpartition(".")
             base = nn.Linear(module.in_features, module.out_features).to(module.weight.device) if copy else module
-            setattr(model.get_submodule(parent), child, _Layer(base, r, alpha)) if not isinstance(
-                model.get_submodule(parent), nn.ModuleDict
-            ) else model.get_submodule(parent).update({child: _Layer(base, r, alpha)})
+            setattr(model.get_submodule(parent), child, _Layer(base, r, alpha))
     return model
 
 
@@ -494,6 +571,44 @@ def _(model, targets, r, alpha):
 def _(model, targets, r, alpha):
     model.requires_grad_(False)
     return _put_layers(model, lambda name: "." not in name and name in targets, r, alpha)
+
+
+@inject.misconception(
+    "replaces nothing: a variable is bound to the new layer, the model is not",
+    hint="Which line changes the model itself?",
+)
+def _(model, targets, r, alpha):
+    model.requires_grad_(False)
+    for name, module in list(model.named_modules()):
+        if name.split(".")[-1] in targets:
+            module = _Layer(module, r, alpha)
+    return model
+
+
+@inject.misconception(
+    "puts the layers at the model, not in their parents",
+    hint="A dotted name is a path. Which module, at the end of that path, holds the layer?",
+)
+def _(model, targets, r, alpha):
+    model.requires_grad_(False)
+    for name, module in list(model.named_modules()):
+        if name.split(".")[-1] in targets:
+            setattr(model, name, _Layer(module, r, alpha))
+    return model
+
+
+@inject.misconception("replaces every linear layer", hint="Which names were you given, and which did you look at?")
+def _(model, targets, r, alpha):
+    model.requires_grad_(False)
+    return _put_layers(model, lambda name: True, r, alpha)
+
+
+@inject.misconception(
+    "replaces only the first of the targets", hint="targets is a list. How many of it do you compare with?"
+)
+def _(model, targets, r, alpha):
+    model.requires_grad_(False)
+    return _put_layers(model, _ends(targets[:1]), r, alpha)
 
 
 @inject.misconception("swaps r and alpha", hint="Look at the shapes of A and B in your model: which size is the rank?")
@@ -596,10 +711,44 @@ def _(shapes, r, bits):
     return total, total * bits
 
 
-@count.misconception("divides by 16 bits a byte", hint="A 16-bit number takes two bytes. What does yours take?")
+@count.misconception("takes every number for two bytes", hint="How many bytes does a number of `bits` bits take?")
 def _(shapes, r, bits):
     total = sum(r * (out + inp) for out, inp in shapes)
-    return total, total * bits / 16
+    return total, total * 2
+
+
+@count.misconception("counts only B", hint="How many matrices does a branch have?")
+def _(shapes, r, bits):
+    total = sum(r * out for out, _ in shapes)
+    return total, total * bits // 8
+
+
+@count.misconception("gives bytes first, then parameters", hint="In which order are the two asked for?")
+def _(shapes, r, bits):
+    total = sum(r * (out + inp) for out, inp in shapes)
+    return total * bits // 8, total
+
+
+@count.misconception(
+    "counts the layers as well as their branches", hint="Is the base layer stored with each fine-tune?"
+)
+def _(shapes, r, bits):
+    total = sum(r * (out + inp) + out * inp for out, inp in shapes)
+    return total, total * bits // 8
+
+
+@count.misconception(
+    "multiplies only one of the two sizes by r", hint="r × out + r × in: where do the brackets belong?"
+)
+def _(shapes, r, bits):
+    total = sum(r * out + inp for out, inp in shapes)
+    return total, total * bits // 8
+
+
+@count.misconception("counts only the first layer", hint="shapes is a list. Did you add up all of it?")
+def _(shapes, r, bits):
+    total = r * sum(shapes[0])
+    return total, total * bits // 8
 
 
 @count.alternative("a loop")
@@ -683,7 +832,8 @@ def _(train_step: Any, case: Case) -> dict[str, Any]:
     for input_ids, labels in zip(case.input_ids, case.labels, strict=True):
         loss = train_step(model, optimizer, input_ids, labels)
         if isinstance(loss, Tensor):
-            raise Unfit("the loss came back as a tensor, which keeps its whole graph alive; return loss.item()")
+            graph = " with its graph, which stays in memory" if loss.grad_fn is not None else ""
+            raise Unfit(f"the loss came back as a tensor{graph}; return a Python number, loss.item()")
         if not isinstance(loss, (int, float)):
             raise Unfit(f"train_step must return the loss as a float, got {type(loss).__name__}")
         losses.append(loss)

@@ -173,6 +173,23 @@ def test_a_random_answer_does_not_disturb_the_notebooks_random_numbers(asked):
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_pythons_and_numpys_random_numbers_go_on_too(asked):
+    import random
+
+    import numpy
+
+    def draws(values):
+        random.random()
+        numpy.random.rand()
+        return values * 2
+
+    random.seed(5), numpy.random.seed(5)
+    expected = random.random(), numpy.random.rand()
+    random.seed(5), numpy.random.seed(5)
+    assert judge(asked, draws).passed
+    assert (random.random(), numpy.random.rand()) == expected
+
+
 def test_judging_works_on_a_history_and_inside_no_grad(asked):
     with torch.no_grad():
         assert judge(asked, lambda v: v.clone().requires_grad_() * 2).passed
