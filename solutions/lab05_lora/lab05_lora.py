@@ -75,12 +75,15 @@ seed_everything(SEED)
 # Before any code: write down what you expect. Nothing here is graded. The answers come back beside your measurements
 # at the end, and being wrong is how they become interesting.
 #
-# We fine-tune SmolLM2 (135 million parameters) with LoRA of rank 8 on four of the seven linear layers in each block.
+# A café wants each order as one line for the kitchen: *Could I get two large mochas for Grace, to go?* becomes
+# `Grace | 2 large mocha | GO`. We fine-tune SmolLM2 (135 million parameters) to write such tickets, with LoRA: a small
+# trainable *branch* beside each of four of the seven linear layers in every block. Afterwards the branches can be
+# *merged*, folded into the layers.
 #
 # - **a.** What percentage of the parameters is trained?
-# - **b.** The model never saw our ticket notation. After 32 steps of 8 orders, what percentage of held-out orders does
+# - **b.** The model never saw this notation. After 32 steps of 8 orders, what percentage of held-out orders does
 #   it turn into exactly the right ticket?
-# - **c.** How many times as long does one decoding step take with the branches beside the layers, and how many times
+# - **c.** How many times as long does one decoding step (computing one more token) take with the branches beside the layers, and how many times
 #   after they are merged? (1 means as long as the base model.)
 # - **d.** We then ask the fine-tuned model: *What is the capital of France?* Does it answer `"as before"`, with
 #   `"a ticket"`, or with `"nothing"`?
@@ -109,7 +112,7 @@ predicted_france = None  # d, one of "as before", "a ticket", "nothing"
 #
 # What can a low rank hold? Below, a picture of 96 × 96 numbers stands for $\Delta W$. Move the slider (or tab to it and
 # press the arrow keys) and watch what the best pair of factors of rank $r$ keeps. **Find the rank from which you would
-# recognise the house, and the rank at which the factors hold more numbers than the matrix.**
+# recognise the house, and the rank at which the factors hold as many numbers as the matrix.**
 
 # %%
 explore.rank_slider()
@@ -155,7 +158,8 @@ grade("lora.merge", merge)
 
 # %% [markdown]
 # **See what your code did.** One small layer, its branch, your result, and your result minus the right one. The last
-# panel should be blank. If it is not: does it look like the branch? Then the scale is wrong.
+# panel should be blank. If it is not: does it look like the branch? Then its scale or its sign is wrong, or it is
+# missing.
 
 # %%
 explore.merge_picture(merge)
@@ -166,11 +170,11 @@ explore.merge_picture(merge)
 # a Gaussian, and `B` (out, r) of zeros, both `nn.Parameter`s. Its `forward` gives the base's output plus the scaled
 # branch, for inputs of any number of leading dimensions: (…, in) → (…, out).
 #
-# How wide the Gaussian of `A` is you may choose; a standard deviation of $1/\sqrt{3\,\text{in}}$ keeps its outputs small
+# Make both on the device of `base.weight`. How wide the Gaussian of `A` is you may choose; a standard deviation of $1/\sqrt{3\,\text{in}}$ keeps its outputs small
 # and is what common libraries amount to.
 #
-# <details><summary>Hint 1</summary>Why not zeros for both? The gradient of B contains A, and the gradient of A contains
-# B. If both are zero, what does the first step change?</details>
+# <details><summary>Hint 1</summary>Start with the factors: what must the layer give before any training, and can it
+# still learn from there?</details>
 # <details><summary>Hint 2</summary>Freezing: <code>requires_grad_(False)</code> works on a whole module, bias
 # included.</details>
 # <details><summary>Hint 3</summary><code>F.linear(x, M)</code> computes x Mᵀ. Go down with A first, up with B after;
@@ -285,6 +289,7 @@ grade("lora.count", storage)
 # - `labels` is (batch, seq): the same tokens, but −100 where nothing is to be learnt (prompt and padding). The loss is
 #   the mean cross-entropy over all other labels.
 # - Each call must use the gradient of its own batch only.
+# - Call the model with `input_ids` alone: it computes no loss for you.
 #
 # <details><summary>Hint 1</summary>Shift first: which logits have no label, and which label has no logits?</details>
 # <details><summary>Hint 2</summary><code>F.cross_entropy</code> wants (N, vocab) and (N), takes logits as they are, and
@@ -602,8 +607,8 @@ style.alt(
 )
 
 # %% [markdown]
-# The whiskers are 95 % intervals: with 80 test orders a percentage is known to about ten points either way, so two runs
-# that differ by less do not differ. Look at what went wrong before you blame the rank: which *fields* fail, and which phrasings?
+# The whiskers are 95 % intervals: with 80 test orders a percentage is known to about ten points either way, and the two
+# bars on the left, with fewer orders, less well. Runs that differ by less cannot be told apart here. Look at what went wrong before you blame the rank: which *fields* fail, and which phrasings?
 
 # %% [markdown]
 # ### 4.5 What it forgot, and how to get it back
@@ -620,10 +625,6 @@ print(f"\nanswer present: {keep_before:.0%} before, {keep_after:.0%} after")
 # <i>unplug</i> away, bit by bit. A full fine-tune would have to be reloaded from disk.</div>
 
 # %%
-merged_weights = {  # the product of 4.6, made here while the branches are at hand
-    name: merge_used(layer.base.weight, layer.A.detach(), layer.B.detach(), ALPHA)
-    for name, layer in branches(model).items()
-}
 adapter = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 unplugged = unplug(copy.deepcopy(model))
 with torch.no_grad():
@@ -634,7 +635,7 @@ assert unplugged_difference == 0, "the base weights must not have been touched"
 
 # %% [markdown]
 # ### 4.6 Merge, and measure the latency
-# Your `merge` folds all 120 branches. The merged model must say the same as the unmerged one, up to rounding, and it has
+# `merge` (yours, if it passed its check) folds all 120 branches. The merged model must say the same as the unmerged one, up to rounding, and it has
 # the base model's structure. Then one decoding step (one new token after 64 others) is timed, in turn with the base
 # model's so that whatever else this machine does hits both alike. What counts is the ratio.
 #
@@ -644,7 +645,8 @@ assert unplugged_difference == 0, "the base weights must not have been touched"
 # %%
 merged = unplugged
 with torch.no_grad():
-    for name, weight in merged_weights.items():
+    for name, layer in branches(model).items():
+        weight = merge_used(layer.base.weight, layer.A, layer.B, ALPHA)
         merged.get_submodule(name).weight = nn.Parameter(weight, requires_grad=False)
     logits_unmerged = AfterPrompt(model, before_batch)(tail_batch).logits
     logits_merged = AfterPrompt(merged, before_batch)(tail_batch).logits
@@ -740,9 +742,9 @@ style.alt(
 
 # %% [markdown]
 # <div class="alert alert-info"><b>What this does not show.</b> Those are ratios on this machine, in eager PyTorch, where
-# an unmerged branch costs two more small operations a layer. With fused kernels an unmerged branch costs less, and on a
+# an unmerged branch costs two small products, a scaling and a sum a layer. With fused kernels an unmerged branch costs less, and on a
 # GPU at batch 1 more of the time is launching operations. Merged needs no such caveat: it is the same computation as the
-# base. The price of merging: one copy of the weights per task, so no mixing of tasks in a batch.</div>
+# base.</div>
 
 # %% [markdown]
 # ### 4.7 Parameters and bytes
@@ -778,7 +780,8 @@ print(
 # - The *Adapter* slide: 1000 tasks, 7 billion parameters, 16 bits. **Compute it before you believe it**: the slide says
 #   14 PB.
 # - Llama-2-7B: 32 blocks, width 4096, rank 8 on query and value.
-# - GPT-3: 96 blocks, width 12,288, rank 4 on query and value. The paper reports a checkpoint of 35 MB instead of 350 GB.
+# - GPT-3: 96 blocks, width 12,288, rank 4 on query and value. The paper reports a checkpoint of 35 MB instead of 350 GB,
+#   "roughly 10,000 times" less. Count it: how much is that rounded?
 
 # %%
 full_7b = 1000 * 7e9 * 16 / 8
@@ -795,8 +798,8 @@ print(
 # %% [markdown]
 # ## 5 · How much rank does it take?
 # The same short training at several ranks, judged by the perplexity of held-out tickets. Each run starts from the same
-# base and sees the same orders in the same order. `alpha` stays at 16, as in the paper, which does not tune it again for
-# each rank: the branch's scale is 16 / r.
+# base and sees the same orders in the same order. `alpha` stays at 16 for every rank, since the paper too sets it once and
+# does not tune it again: the branch's scale is 16 / r.
 
 # %%
 ranks = (1, 2, 4, 8, 16) if FULL else (1, 8)
@@ -923,7 +926,7 @@ for rank, found in sweep.items():
         note="flat means within 1.5 times the best rank; the paper's WikiSQL column: 73.4 to 73.8 %",
     )
 record("C11", "1000 full fine-tunes of 7B at 16 bits", "14 PB", f"{full_7b / 1e12:.0f} TB", note="a slip on the slide")
-record("C11", "1000 adapters of 14 MB", "14 GB", f"{adapters_7b / 1e9:.0f} GB", holds=adapters_7b == 14e9)
+record("C11", "1000 adapters of 14 MB", "14 GB", f"{adapters_7b / 1e9:.0f} GB")
 record("C11", "our adapter, on disk", None, adapter_bytes / 1e6, "MB", note=f"the model: {full_bytes / 1e6:.0f} MB")
 record("C11", "AdamW state", None, state_bytes / 1e6, "MB", note=f"full fine-tune: {2 * full_bytes / 1e6:,.0f} MB")
 record(
@@ -943,7 +946,7 @@ record(
     "tokens",
     note=f"of {context:,}; {few_shot['exact']:.0%} of the tickets exactly right",
 )
-record("C16", "context taken by LoRA", 0, 0, "tokens", holds=True)
+record("C16", "context taken by LoRA", 0, 0, "tokens", note="by construction: no token is added")
 record("C16", "reading the prompt, three examples ÷ bare", None, prefill.ratio, spread=prefill.quartiles)
 results.table(lab)
 
@@ -980,8 +983,8 @@ if FULL:
 # memory, or a slow swap before each request. A batch could only hold requests of one customer, so with mixed arrivals the
 # batches become small and the weights are read again for each, which costs more than the branches do. Unmerged, one
 # base and 200 small files fit easily (ours is about a hundredth of the model), and one batch can serve everybody: the
-# base product is shared and each row adds its own branch. The measured overhead of the branch is largest at batch 1
-# and is the price of that. So: unmerged for many customers with mixed traffic; merged for one customer with so much
+# base product is shared and each row adds its own branch. The price is the measured overhead of the branch, for example
+# 1.08 times the base at batch 1 and 1.05 at batch 16 in one run. So: unmerged for many customers with mixed traffic; merged for one customer with so much
 # traffic that a copy of the model pays for itself.
 #
 # *Marking: 3 points for latency with a measured ratio, 3 for bytes of 200 copies against 200 adapters, 4 for seeing that
