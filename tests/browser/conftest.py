@@ -49,6 +49,10 @@ def jupyterlab(tmp_path_factory):
     quiet = settings / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
     quiet.parent.mkdir(parents=True)
     quiet.write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}))
+    config = tmp_path_factory.mktemp("config")  # a student's environment has no nbgrader in it
+    page = config / "labconfig" / "page_config.json"
+    page.parent.mkdir()
+    page.write_text(json.dumps({"disabledExtensions": {"@jupyter/nbgrader": True}}))
     log = tmp_path_factory.mktemp("log") / "jupyter.log"
     command = [
         sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", f"--port={port}",
@@ -56,6 +60,7 @@ def jupyterlab(tmp_path_factory):
         f"--LabApp.user_settings_dir={settings}", "--ServerApp.allow_root=True", "--ServerApp.port_retries=0",
     ]  # fmt: skip
     environment = {**os.environ, "LECTUREKIT_PROFILE": "smoke", "OMP_WAIT_POLICY": "passive"}
+    environment["JUPYTER_CONFIG_PATH"] = str(config)
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     with log.open("w") as output:
         server = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)

@@ -126,6 +126,14 @@ def test_a_wrong_answer_is_told_its_mistake(lab):
     assert "not yet right" in card.get_attribute("aria-label")
     for words in ("forgets the alpha / r scale", "Hint", "First difference", "expected", "got"):
         assert words in card.inner_text()
+
+
+def test_the_picture_shows_what_the_wrong_answer_did(lab):
+    picture = lab.index("merge_picture(merge)")
+    lab.run_cell(picture)
+    drawn = lab.show(picture).locator(".jp-OutputArea-output img").first
+    assert "The difference shows" in drawn.get_attribute("alt")
+    lab.show(lab.index("def merge("))
     lab.picture("wrong")
 
 
