@@ -2,6 +2,8 @@
 PORT ?= 8888
 LAB_ARGS ?=
 PYTEST_ARGS ?=
+# test processes; each takes a core and up to 2 GB
+JOBS ?= 2
 
 # the Python to make .venv with; PYTHON names another
 BASE_PYTHON := $(or $(PYTHON),python3)
@@ -31,7 +33,10 @@ lab:  ## open the labs in JupyterLab, on this machine only (PORT=8888, LAB_ARGS=
 test:  ## run every test (PYTEST_ARGS='-m "not slow and not browser"' for some of them)
 	$(call environment,grading development)
 	@"$(BIN)/python" -m lecturekit.models
-	@PATH="$(BIN):$$PATH" "$(BIN)/python" -m pytest $(PYTEST_ARGS)
+	@case "$(PYTEST_ARGS)" in *"not browser"*) ;; *) command -v "$${CHROMIUM:-chromium}" chromium-browser google-chrome \
+		>/dev/null || { echo "lecturekit: the browser tests need Chromium: install your system's package chromium, or name" \
+		"a Chromium in CHROMIUM, or leave them out: make test PYTEST_ARGS=\"-m 'not browser'\"" >&2; exit 1; } ;; esac
+	@OMP_NUM_THREADS=1 PATH="$(BIN):$$PATH" "$(BIN)/python" -m pytest -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
 
 labs-full:  ## run every lab's solution at full size, write docs/results.md (LABS=lab05_lora for one, SEEDS=5)
 	$(call environment,grading)

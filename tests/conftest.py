@@ -1,15 +1,18 @@
 """What every test may count on: fixed seeds, skips that give their reason, and a way to cut the network."""
 
-import os
-import shutil
 import socket
 
 import pytest
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Skip what this machine cannot run, each with its reason."""
+    """Skip what this machine cannot run, each with its reason; say which tests must share a process."""
     import torch
+
+    for item in items:
+        if item.path.name != "test_kill_matrix.py":  # its tests share nothing; elsewhere fixtures of a file are dear
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
     if not torch.cuda.is_available():
         for item in items:
@@ -22,17 +25,6 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if absent and item.get_closest_marker("models"):
                 item.add_marker(pytest.mark.skip(reason=f"{', '.join(absent)} not in the cache: run `{FETCH}`"))
-
-
-def pytest_collection_finish(session):
-    """Say at once, not after all other tests, that the browser is missing."""
-    named = os.environ.get("CHROMIUM", "chromium")
-    found = any(map(shutil.which, (named, "chromium-browser", "google-chrome")))
-    if not found and any(item.get_closest_marker("browser") for item in session.items):
-        raise pytest.UsageError(
-            "the browser tests need Chromium: install your system's package `chromium`, or name a Chromium in "
-            "CHROMIUM, or leave these tests out with -m 'not browser'"
-        )
 
 
 @pytest.fixture(autouse=True)
