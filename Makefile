@@ -20,6 +20,13 @@ define environment
 	@$(BASE_PYTHON) -I lecturekit/bootstrap.py $(1)
 endef
 
+# stop early where the browser tests would fail
+define chromium
+	@for name in "$${CHROMIUM:-chromium}" chromium-browser google-chrome; do command -v "$$name" >/dev/null && exit 0; done; \
+		echo "lecturekit: the browser tests need Chromium: install your system's package chromium, name a Chromium in CHROMIUM," \
+		"or leave them out: make test PYTEST_ARGS=\"-m 'not browser'\"" >&2; exit 1
+endef
+
 .PHONY: help lab test labs-full release lint format environment.yml clean
 
 help:  ## show this list
@@ -33,9 +40,7 @@ lab:  ## open the labs in JupyterLab, on this machine only (PORT=8888, LAB_ARGS=
 test:  ## run every test (PYTEST_ARGS='-m "not slow and not browser"' for some of them)
 	$(call environment,grading development)
 	@"$(BIN)/python" -m lecturekit.models
-	@case "$(PYTEST_ARGS)" in *"not browser"*) ;; *) command -v "$${CHROMIUM:-chromium}" chromium-browser google-chrome \
-		>/dev/null || { echo "lecturekit: the browser tests need Chromium: install your system's package chromium, or name" \
-		"a Chromium in CHROMIUM, or leave them out: make test PYTEST_ARGS=\"-m 'not browser'\"" >&2; exit 1; } ;; esac
+	$(if $(findstring not browser,$(PYTEST_ARGS)),,$(chromium))
 	@OMP_NUM_THREADS=1 PATH="$(BIN):$$PATH" "$(BIN)/python" -m pytest -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
 
 labs-full:  ## run every lab's solution at full size, write docs/results.md (LABS=lab05_lora for one, SEEDS=5)
