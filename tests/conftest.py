@@ -5,14 +5,18 @@ import socket
 import pytest
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """Skip what this machine cannot run, each with its reason; say which tests must share a process."""
-    import torch
+def pytest_itemcollected(item):
+    """With several test processes, keep a file's tests in one: they share servers, courses and notebooks.
 
-    for item in items:
-        if item.path.name != "test_kill_matrix.py":  # its tests share nothing; elsewhere fixtures of a file are dear
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+    All but the kill matrix, whose many tests share nothing.
+    """
+    if item.path.name != "test_kill_matrix.py":
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}-{item.path.stem}"))
+
+
+def pytest_collection_modifyitems(items):
+    """Skip what this machine cannot run, each with its reason."""
+    import torch
 
     if not torch.cuda.is_available():
         for item in items:

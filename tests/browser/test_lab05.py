@@ -58,13 +58,18 @@ class Lab:
         return found
 
     def show(self, index):
-        self.js(
-            "panel.content.activeCellIndex = args[0]; "
-            "return panel.content.scrollToCell(panel.content.widgets[args[0]], 'start')",
-            index,
-        )
-        self.page.wait_for_timeout(600)
-        return self.page.locator(f".jp-Notebook:visible .jp-Cell[data-windowed-list-index='{index}']")
+        """Scroll to a cell and wait until it is there: JupyterLab draws only the cells in view."""
+        cell = self.page.locator(f".jp-Notebook:visible .jp-Cell[data-windowed-list-index='{index}']")
+        for _ in range(40):
+            self.js(
+                "panel.content.activeCellIndex = args[0]; "
+                "return panel.content.scrollToCell(panel.content.widgets[args[0]], 'start')",
+                index,
+            )
+            self.page.wait_for_timeout(600)
+            if cell.count() and cell.is_visible():
+                return cell
+        raise AssertionError(f"cell {index} does not come into view")
 
     def type_into(self, index, source):
         cell = self.show(index)
@@ -138,6 +143,7 @@ def test_the_picture_shows_what_the_wrong_answer_did(lab):
 
 
 def test_the_named_card_is_found_by_its_role(lab):
+    lab.show(lab.index('check("lora.merge"'))
     card = lab.page.get_by_role("status", name=re.compile("lora.merge: not yet right"))
     assert card.count() == 1, "a screen reader announces the verdict by this role and name"
 
