@@ -41,7 +41,7 @@ test:  ## run every test (PYTEST_ARGS='-m "not slow and not browser"' for some o
 	$(call environment,grading development)
 	@"$(BIN)/python" -m lecturekit.models
 	$(if $(findstring not browser,$(PYTEST_ARGS)),,$(chromium))
-	@OMP_NUM_THREADS=1 PATH="$(BIN):$$PATH" "$(BIN)/python" -m pytest -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 PATH="$(BIN):$$PATH" "$(BIN)/python" -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 labs-full:  ## run every lab's solution at full size, write docs/results.md (LABS=lab05_lora for one, SEEDS=5)
 	$(call environment,grading)

@@ -5,15 +5,6 @@ import socket
 import pytest
 
 
-def pytest_itemcollected(item):
-    """With several test processes, keep a file's tests in one: they share servers, courses and notebooks.
-
-    All but the kill matrix, whose many tests share nothing.
-    """
-    if item.path.name != "test_kill_matrix.py":
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}-{item.path.stem}"))
-
-
 def pytest_collection_modifyitems(items):
     """Skip what this machine cannot run, each with its reason."""
     import torch
