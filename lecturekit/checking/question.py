@@ -302,7 +302,7 @@ class Question:
             if theirs.parts is None or known_attempt.parts is None:
                 if theirs.done or known_attempt.done or theirs.failure != known_attempt.failure:
                     return False
-                if theirs.message.splitlines()[0] != known_attempt.message.splitlines()[0]:
+                if theirs.message.partition("\n")[0] != known_attempt.message.partition("\n")[0]:
                     return False
                 wrong_somewhere = True
                 continue

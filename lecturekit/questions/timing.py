@@ -137,6 +137,16 @@ measure.law(
 )
 
 
+def _all_at_once(fn, clock, synchronize, repeats, warmup):
+    """Seconds that all repeats take together, which is what two of the misconceptions divide."""
+    _warm(fn, synchronize, warmup)
+    start = clock()
+    for _ in range(repeats):
+        fn()
+    synchronize()
+    return clock() - start
+
+
 def _run(fn: Any, clock: Any, synchronize: Any) -> float:
     """One run, timed as it should be."""
     synchronize()
@@ -243,12 +253,7 @@ def _(fn, clock, synchronize, repeats, warmup):
     hint="One number for all runs: can you take its median? And does launching overlap with working now?",
 )
 def _(fn, clock, synchronize, repeats, warmup):
-    _warm(fn, synchronize, warmup)
-    start = clock()
-    for _ in range(repeats):
-        fn()
-    synchronize()
-    return (clock() - start) / repeats
+    return _all_at_once(fn, clock, synchronize, repeats, warmup) / repeats
 
 
 @measure.misconception(
@@ -256,12 +261,7 @@ def _(fn, clock, synchronize, repeats, warmup):
     hint="How many calls lie between your two readings of the clock, and by how many do you divide?",
 )
 def _(fn, clock, synchronize, repeats, warmup):
-    _warm(fn, synchronize, warmup)
-    start = clock()
-    for _ in range(repeats):
-        fn()
-    synchronize()
-    return (clock() - start) / (warmup + repeats)
+    return _all_at_once(fn, clock, synchronize, repeats, warmup) / (warmup + repeats)
 
 
 @measure.misconception(

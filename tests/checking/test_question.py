@@ -122,6 +122,17 @@ def test_an_error_is_told_with_the_students_own_line(asked):
     assert judge(asked, lambda v: v.thrice()).misconception is None, "another error is not that misconception"
 
 
+def test_a_refusal_without_words_is_still_a_verdict(asked):
+    @asked.misconception("refuses too", hint="…")
+    def _(values):
+        raise Unfit("in words")
+
+    def silent(values):
+        raise Unfit("")
+
+    assert judge(asked, silent).kind == "unfit"
+
+
 def test_sys_exit_does_not_end_the_notebook(asked):
     assert judge(asked, lambda v: sys.exit(3)).kind == "raised"
 
