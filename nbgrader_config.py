@@ -2,20 +2,8 @@
 
 from pathlib import Path
 
-from nbgrader.preprocessors import (
-    AssignLatePenalties,
-    CheckCellMetadata,
-    ClearOutput,
-    DeduplicateIds,
-    LimitOutput,
-    OverwriteCells,
-    OverwriteKernelspec,
-    SaveAutoGrades,
-)
-
+from lecturekit.grading.autograde import install
 from lecturekit.grading.course import put_environment_on_path
-from lecturekit.grading.execute import Execute
-from lecturekit.grading.stage import Stage
 
 c = get_config()  # noqa: F821  (traitlets puts it there when it reads this file)
 root = Path(__file__).resolve().parent
@@ -45,17 +33,6 @@ c.ClearSolutions.code_stub = {"python": "# YOUR CODE HERE\nraise NotImplementedE
 c.ClearSolutions.text_stub = "*Your answer here.*"
 
 # --- grading --------------------------------------------------------------------------------------------------------
-# Stage comes first: it rebuilds the notebook from the release, so nothing a student did to it can stop the batch.
-# OverwriteCells then puts the hidden tests back.
-c.Autograde.sanitize_preprocessors = [
-    Stage,
-    ClearOutput,
-    DeduplicateIds,
-    OverwriteKernelspec,
-    OverwriteCells,
-    CheckCellMetadata,
-]
-# our Execute runs in the smoke profile with a secret seed, and outlives a kernel that dies
-c.Autograde.autograde_preprocessors = [Execute, LimitOutput, SaveAutoGrades, AssignLatePenalties, CheckCellMetadata]
-c.Execute.timeout = 120  # seconds a cell; a smoke cell takes a few, the first one imports torch on a busy machine
-c.LimitOutput.max_lines = 500  # enough for any lab's own output, too little to fill the disk
+install()  # `nbgrader autograde` and formgrader's button grade as `lecturekit grade` does, in the sandbox
+c.Grader.cell_seconds = 120  # for one cell; in the smoke profile it takes a few
+c.Grader.notebook_seconds = 900  # for a whole notebook, its questions included

@@ -1,6 +1,7 @@
-"""The `lecturekit` command: models, release, labs-full, results, questions, prove.
+"""The `lecturekit` command: models, release, labs-full, results, questions, prove, grade, report.
 
-Exit status: 0 done, 1 it failed, 2 it was called wrongly. Errors are one sentence on standard error.
+Exit status: 0 done, 1 it failed (grade: something was not graded), 2 it was called wrongly, 130 interrupted. Errors are
+one sentence on standard error.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 
 class UsageError(ValueError):
@@ -73,6 +76,45 @@ def _parser() -> argparse.ArgumentParser:
     prove = add("prove", _prove, "show that each question accepts right answers and names each known mistake")
     prove.add_argument("questions", nargs="*", metavar="QUESTION", help="which questions; all by default")
     prove.add_argument("--seeds", type=_count, default=1, metavar="N", help="with how many seeds; 1 by default")
+
+    grade = add("grade", _grade, "grade the submissions of a lab and write the marks into nbgrader's gradebook")
+    grade.epilog = (
+        "Started again, it goes on where it was stopped and does nothing twice. Exit status: 0 all is graded, 1 "
+        "something is not graded, or another process is grading this lab, 2 wrong usage, 130 interrupted."
+    )
+    grade.add_argument("lab", metavar="LAB")
+    where = grade.add_mutually_exclusive_group()
+    where.add_argument(
+        "--workers",
+        type=_count,
+        metavar="N",
+        help="so many at a time, each in a process; one a core by default; 1 grades in this process",
+    )
+    where.add_argument("--scheduler", metavar="ADDRESS", help="on a dask cluster, such as tcp://10.0.0.1:8786")
+    grade.add_argument(
+        "--submissions",
+        type=Path,
+        metavar="PATH",
+        help="first collect what was downloaded from Canvas or Moodle: a zip file or a folder",
+    )
+    grade.add_argument(
+        "--roster",
+        type=Path,
+        metavar="FILE.csv",
+        help="with --submissions: a table with the columns name and id, for who goes under which id",
+    )
+    grade.add_argument("--student", nargs="+", action="extend", metavar="ID", help="only these; all by default")
+    grade.add_argument("--force", action="store_true", help="grade again what is graded already")
+    grade.add_argument("--gpu", action="store_true", help="let student code use the GPUs of this machine")
+    grade.add_argument(
+        "--unsafe",
+        action="store_true",
+        help="run student code without a sandbox, with all your rights: only for notebooks that you trust as your own",
+    )
+
+    report = add("report", _report, "write the instructor's page about a lab: scores, misconceptions, what to look at")
+    report.add_argument("lab", metavar="LAB")
+    report.add_argument("--output", type=Path, metavar="FILE", help="where to; into the course folder by default")
     return parser
 
 
@@ -137,6 +179,56 @@ def _prove(options: argparse.Namespace) -> int:
         if name not in known:
             raise UsageError(f"there is no question {name!r}; `lecturekit questions` lists them")
     return 1 if prove(options.questions or None, seeds=options.seeds) else 0
+
+
+def _course_settings(lab: str) -> Any:
+    """The configuration of the course in the current folder, else of this checkout. Raises UsageError."""
+    from lecturekit.grading.course import settings
+    from lecturekit.labs import repository
+
+    here = Path.cwd()
+    config = settings(here if (here / "nbgrader_config.py").exists() else repository())
+    released = Path(config.CourseDirectory.root) / config.CourseDirectory.release_directory
+    if not (released / lab).is_dir() or Path(lab).name != lab:
+        labs = ", ".join(sorted(path.name for path in released.glob("*") if path.is_dir()))
+        raise UsageError(f"there is no released lab {lab!r}; labs: {labs or 'none yet'}")
+    return config
+
+
+def _grade(options: argparse.Namespace) -> int:
+    if options.roster and not options.submissions:
+        raise UsageError("--roster goes with --submissions")
+    config = _course_settings(options.lab)
+
+    import psutil
+
+    from lecturekit.grading.coordinator import grade
+    from lecturekit.grading.options import GradingOptions
+
+    chosen: dict[str, Any] = {"gpu": True} if options.gpu else {}
+    if options.unsafe:
+        chosen["isolation"] = "none"
+    if options.submissions:
+        _collect(options, config)
+    summary = grade(
+        config,
+        options.lab,
+        students=options.student,
+        force=options.force,
+        workers=options.workers or psutil.cpu_count(logical=False) or 1,
+        scheduler=options.scheduler,
+        options=GradingOptions.from_config(config, **chosen),
+    )
+    print(summary.table())
+    return summary.status
+
+
+def _report(options: argparse.Namespace) -> int:
+    config = _course_settings(options.lab)
+    from lecturekit.grading.report import write_report
+
+    print(write_report(config, options.lab, options.output))
+    return 0
 
 
 if __name__ == "__main__":

@@ -11,8 +11,19 @@ import torch
 from torch import Tensor
 
 from lecturekit.checking.case import Case, tensors
+from lecturekit.checking.words import class_name, clean
 
 Magnitude = Callable[[Case, Tensor], Tensor | float]
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """Stands for a value that is not plain data and so did not come over from another process; text says what it was.
+
+    text: as ``describe`` puts it, for example "an ndarray".
+    """
+
+    text: str
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,7 @@ def compare(
         return _compare_tensors(expected, got, case, tolerance, where, equal_nan)
     if _is_number(expected) and _is_number(got):
         device = next((v.device for v in (expected, got) if isinstance(v, Tensor)), torch.device("cpu"))
-        left, right = (torch.as_tensor(_number(v), device=device) for v in (expected, got))
+        left, right = (_scalar(v, device) for v in (expected, got))
         return _compare_values(left, right, case, tolerance, where, equal_nan)
     if isinstance(expected, Mapping):
         if not isinstance(got, Mapping) or set(got) != set(expected):
@@ -96,7 +107,7 @@ def compare(
         pairs = [(f"{where}[{i}]", e, g) for i, (e, g) in enumerate(zip(expected, got, strict=True))]
     elif type(expected) is type(got):
         same = expected == got
-        return None if same else Difference("value", where, repr(expected), repr(got))
+        return None if same else Difference("value", where, repr(expected), clean(repr(got), 1000))
     else:
         return Difference("type", where, describe(expected), describe(got))
     for place, e, g in pairs:
@@ -110,11 +121,13 @@ def describe(value: Any) -> str:
     """A value's kind in a few words, without its numbers."""
     if value is None:
         return "None"
+    if isinstance(value, Opaque):
+        return value.text
     if isinstance(value, Tensor):
         return f"a tensor {tuple(value.shape)} of {_dtype(value)}"
     if isinstance(value, (list, tuple)):
-        return f"a {type(value).__name__} of {len(value)}"
-    name = type(value).__name__
+        return f"a {class_name(value)} of {len(value)}"
+    name = class_name(value)
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
@@ -154,11 +167,18 @@ def _compare_values(
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (bool, int, float)) or (isinstance(value, Tensor) and value.ndim == 0)
+    if isinstance(value, Tensor):
+        return value.ndim == 0 and not value.is_complex()
+    return isinstance(value, (bool, int, float))
 
 
-def _number(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
+def _scalar(value: Any, device: torch.device) -> Tensor:
+    """A number as a tensor without dimensions; a whole number beyond int64 becomes an infinity."""
+    if isinstance(value, Tensor):
+        return value.detach().to(device)
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        value = math.copysign(math.inf, value > 0 or -1)
+    return torch.as_tensor(value, device=device)
 
 
 def _dtype(tensor: Tensor) -> str:

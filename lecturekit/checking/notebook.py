@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Protocol
 
-from lecturekit.checking.question import evaluate, get
 from lecturekit.checking.verdict import Verdict
 from lecturekit.runtime import device
 
+# evaluate and get are imported where they are used: where student code is graded, the questions are not there
+
 SEED_VARIABLE = "LECTUREKIT_GRADING_SEED"
+
+
+class NeedsGPU(RuntimeError):
+    """The question cannot be judged on this machine; its points are neither given nor refused."""
+
+
+class Channel(Protocol):
+    """The way from a notebook that is being graded to whoever judges it."""
+
+    def passing(self, question_id: str, candidate: Any) -> Any:
+        """The candidate if it passes its check, else the reference."""
+
+
+_channel: Channel | None = None
+
+
+def connect(channel: Channel | None) -> None:
+    """From now on leave the judging to the other end of this channel; None: judge here again."""
+    global _channel
+    _channel = channel
 
 
 def check(question_id: str, candidate: Any) -> None:
@@ -17,6 +38,10 @@ def check(question_id: str, candidate: Any) -> None:
 
     Returns nothing, so that a notebook shows the card once; ``evaluate`` returns the verdict itself.
     """
+    if _channel is not None:
+        return _say_later(question_id)
+    from lecturekit.checking.question import evaluate
+
     _show(evaluate(question_id, candidate, device=device().type))
 
 
@@ -24,22 +49,37 @@ def grade(question_id: str, candidate: Any) -> None:
     """Judge an answer on hidden cases. Raises AssertionError when it is wrong, which is what nbgrader scores.
 
     The cases are drawn from the seed in LECTUREKIT_GRADING_SEED, which the instructor's configuration sets from a
-    secret. The message names the mistake and the hint, never an input.
+    secret. The message names the mistake and the hint, never an input. Raises NeedsGPU where that is pending.
     """
+    if _channel is not None:
+        return _say_later(question_id)
+    from lecturekit.checking.question import evaluate
+
     verdict = evaluate(question_id, candidate, seed=os.environ.get(SEED_VARIABLE, "ungraded"), device=device().type)
+    if verdict.kind == "pending":
+        raise NeedsGPU(str(verdict.without_inputs()))
     if not verdict.passed:
         raise AssertionError(str(verdict.without_inputs()))
 
 
 def passing(question_id: str, candidate: Any) -> Any:
-    """The candidate itself when it passes its check, else the reference, saying so.
+    """The candidate itself when it passes its check or cannot be judged here, else the reference, saying so.
 
     So that a student who got one question wrong can still do the rest of the lab.
     """
-    if evaluate(question_id, candidate, device=device().type).passed:
+    if _channel is not None:
+        return _channel.passing(question_id, candidate)
+    from lecturekit.checking.question import evaluate, get
+
+    verdict = evaluate(question_id, candidate, device=device().type)
+    if verdict.passed or verdict.kind == "pending":
         return candidate
     print(f"{question_id} has not passed its check yet: from here on the course's own version is used in its place.")
     return get(question_id).reference()
+
+
+def _say_later(question_id: str) -> None:
+    print(f"{question_id}: judged after the run")
 
 
 def _show(verdict: Verdict) -> None:

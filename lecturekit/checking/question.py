@@ -5,28 +5,20 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-import random
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor
 
+from lecturekit.checking.attempt import HOPELESS, Attempt, Driver, Unfit, attempt, call
 from lecturekit.checking.case import Case, Draw
 from lecturekit.checking.compare import EXACT, Difference, Magnitude, Tolerance, compare, describe
-from lecturekit.checking.limits import TimeUp, time_limit
 from lecturekit.checking.verdict import Verdict
-from lecturekit.runtime import seed_everything
+from lecturekit.checking.words import clean, said
 
-Driver = Callable[[Any, Case], Any]
-
-
-class Unfit(Exception):
-    """Raised by a driver when a candidate cannot be used as the question asks; the message is shown to the student."""
+__all__ = ["Attempt", "Driver", "Question", "Unfit", "call", "evaluate", "get", "question", "questions"]
 
 
 @dataclass(frozen=True)
@@ -44,19 +36,6 @@ class Law:
 
     statement: str
     holds: Callable[[Case, dict[str, Any]], bool | None]
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """What one candidate did with one case: the parts of its result, or how it failed."""
-
-    parts: dict[str, Any] | None = None
-    failure: str = ""  # not attempted · unfit · raised · timeout · changed input · type
-    message: str = ""
-
-    @property
-    def done(self) -> bool:
-        return self.parts is not None
 
 
 @dataclass(frozen=True)
@@ -92,15 +71,17 @@ class Question:
         cases: int = 6,
         seconds: float = 10.0,
         returns: tuple[str, ...] = ("result",),
+        needs_gpu: bool = False,
     ) -> None:
         self.id, self.lab, self.points, self.slide = id, lab, points, slide
         self.kind, self.cases, self.seconds, self.returns = kind, cases, seconds, returns
+        self.needs_gpu = needs_gpu
         self.title = inspect.getdoc(draw) or id
         self.misconceptions: list[Misconception] = []
         self.laws: list[Law] = []
         self.alternatives: dict[str, Any] = {}
         self._draw = draw
-        self._driver: Driver = _call
+        self._driver: Driver = call
         self._oracle = ""
         self._tolerances: dict[str | None, Tolerance] = {}
 
@@ -167,37 +148,14 @@ class Question:
 
     def run(self, candidate: Any, case: Case, seconds: float | None = None) -> Attempt:
         """Let the candidate work on a copy of the case. Never raises for what the candidate does."""
-        if self.kind == "class" and not inspect.isclass(candidate):
-            return Attempt(failure="unfit", message=f"expected a class, got {describe(candidate)}")
-        if not callable(candidate):
-            return Attempt(failure="unfit", message=f"expected a {self.kind}, got {describe(candidate)}")
-        own = case.copy()
-        try:
-            with _own_random_numbers(case.seed), time_limit(seconds or self.seconds), torch.enable_grad():
-                result = self._driver(candidate, own)
-        except Unfit as error:
-            return Attempt(failure="unfit", message=str(error))
-        except NotImplementedError as error:
-            if str(error):  # a stub raises it bare; torch says what is not implemented, a missing forward for one
-                return Attempt(failure="raised", message=_explain(error))
-            return Attempt(
-                failure="not attempted",
-                message="the stub is still there: replace it by your own code, then run both cells again",
-            )
-        except TimeUp:
-            return Attempt(
-                failure="timeout",
-                message=f"no answer within {seconds or self.seconds:g} seconds: a loop without an end?",
-            )
-        except (Exception, SystemExit) as error:
-            return Attempt(failure="raised", message=_explain(error))
-        for name in case.inputs:
-            if compare(case.inputs[name], own.inputs[name], case, EXACT, name, equal_nan=True) is not None:
-                message = (
-                    f"the input {name} was changed in place; work on a copy, or use operations that return a new tensor"
-                )
-                return Attempt(failure="changed input", message=message)
-        return self._parts(result)
+        return attempt(
+            candidate,
+            case,
+            driver=self._driver,
+            kind=self.kind,
+            seconds=seconds or self.seconds,
+            returns=self.returns,
+        )
 
     def judge(self, cases: Sequence[Case], attempts: Sequence[Attempt]) -> Verdict:
         """Compare what came back with the oracle. Only this step knows the right answer."""
@@ -214,9 +172,7 @@ class Question:
         if attempts[0].failure == "not attempted":
             return self._verdict(False, "not attempted", attempts[0].message, cases, right)
         trial, fault = next((t, f) for t, f in zip(trials, faults, strict=True) if f is not None)
-        known = None
-        if fault.kind not in ("timeout", "changed input"):
-            known = next((m for m in self.misconceptions if self._same_mistake(m, trials)), None)
+        known = None if fault.kind in ("timeout", "changed input") else self._known_mistake(trials)
         return self._verdict(
             False,
             fault.kind,
@@ -230,6 +186,14 @@ class Question:
             inputs={name: _brief(value) for name, value in trial.case.inputs.items()},
         )
 
+    def pending_on(self, device: torch.device | str) -> bool:
+        """Whether this question cannot be judged on this device: it needs a GPU, and there is none."""
+        return self.needs_gpu and not (torch.device(device).type == "cuda" and torch.cuda.is_available())
+
+    def pending(self) -> Verdict:
+        """The verdict while there is no GPU: neither passed nor failed."""
+        return self._verdict(False, "pending", "this question is judged on a machine with a GPU", [], 0)
+
     # Inside
 
     def _verdict(
@@ -239,19 +203,6 @@ class Question:
             self.id, passed, kind, message, self.points, slide=self.slide, cases=len(cases), right=right, **rest
         )
 
-    def _parts(self, result: Any) -> Attempt:
-        if isinstance(result, dict) and self._driver is not _call:
-            return Attempt(parts=result)
-        if result is None:
-            return Attempt(failure="type", message="the result is None: is a return statement missing?")
-        if len(self.returns) == 1:
-            return Attempt(parts={self.returns[0]: result})
-        if not isinstance(result, (tuple, list)) or len(result) != len(self.returns):
-            names = ", ".join(self.returns)
-            message = f"expected {len(self.returns)} values ({names}), got {describe(result)}"
-            return Attempt(failure="type", message=message)
-        return Attempt(parts=dict(zip(self.returns, result, strict=True)))
-
     def _expected(self, case: Case) -> dict[str, Any]:
         attempt = self.run(self.reference(), case, seconds=60)
         if attempt.parts is None:
@@ -259,6 +210,12 @@ class Question:
         return attempt.parts
 
     def _fault(self, trial: _Trial) -> _Fault | None:
+        try:
+            return self._look_for_fault(trial)
+        except Exception:  # an object of the student's own, which may do anything when it is looked at
+            return _Fault("type", "the result cannot be compared with the expected one")
+
+    def _look_for_fault(self, trial: _Trial) -> _Fault | None:
         case, got, expected = trial.case, trial.attempt.parts, trial.expected
         if got is None:
             return _Fault(trial.attempt.failure, trial.attempt.message)
@@ -275,7 +232,7 @@ class Question:
         self, case: Case, expected: dict[str, Any], got: dict[str, Any], equal_nan: bool = False
     ) -> Difference | None:
         if expected.keys() != got.keys():
-            return Difference("type", "result", ", ".join(expected), ", ".join(got))
+            return Difference("type", "result", ", ".join(expected), clean(", ".join(map(said, got))))
         for part, value in expected.items():
             tolerance = self._tolerances.get(part) or self._tolerances.get(None) or EXACT
             difference = compare(value, got[part], case, tolerance, part, equal_nan)
@@ -287,11 +244,17 @@ class Question:
         for law in self.laws:
             try:
                 holds = law.holds(case, parts)
-            except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError):
+            except Exception:
                 holds = False  # the answer is not even of a form that the law can be asked of
             if holds is False:
                 return law.statement
         return None
+
+    def _known_mistake(self, trials: Sequence[_Trial]) -> Misconception | None:
+        try:
+            return next((known for known in self.misconceptions if self._same_mistake(known, trials)), None)
+        except Exception:  # as in _fault
+            return None
 
     def _same_mistake(self, known: Misconception, trials: Sequence[_Trial]) -> bool:
         """Does the misconception do exactly what the candidate did, on every case, and is it wrong on one?"""
@@ -325,18 +288,28 @@ def question(
     cases: int = 6,
     seconds: float = 10.0,
     returns: tuple[str, ...] = ("result",),
+    needs_gpu: bool = False,
 ) -> Callable[[Callable[[Draw], Case]], Question]:
     """Decorator that turns a case-drawing function into a question and registers it.
 
     kind: ``function`` or ``class``.  cases: how many are drawn.  seconds: for one case.  returns: the names of the
-    values of a function that returns several.
+    values of a function that returns several.  needs_gpu: it is judged on a CUDA device only, and pending elsewhere.
     """
 
     def make(draw: Callable[[Draw], Case]) -> Question:
         if id in _registry:
             raise ValueError(f"there is already a question {id!r}")
         _registry[id] = Question(
-            id, draw, lab=lab, points=points, slide=slide, kind=kind, cases=cases, seconds=seconds, returns=returns
+            id,
+            draw,
+            lab=lab,
+            points=points,
+            slide=slide,
+            kind=kind,
+            cases=cases,
+            seconds=seconds,
+            returns=returns,
+            needs_gpu=needs_gpu,
         )
         return _registry[id]
 
@@ -370,7 +343,8 @@ def evaluate(
     """Judge a candidate's answer to a question on freshly drawn cases.
 
     candidate: the function (called positionally) or class.  seed: which cases.  cases: how many, the question's own
-    number by default.  device: where the cases are drawn and the results must be.  seconds: limit for one case.
+    number by default.  device: where the cases are drawn and the results must be; a question that needs a GPU is
+    pending on any other than ``cuda``.  seconds: limit for one case.
     Raises KeyError for an unknown question, ValueError for cases < 1 or a CUDA device that is not there; never for
     what the candidate does.
     """
@@ -378,42 +352,17 @@ def evaluate(
     count = asked.cases if cases is None else cases
     if count < 1:
         raise ValueError(f"cases must be at least 1, got {count}")
+    if asked.pending_on(device):
+        return asked.pending()
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but torch sees no CUDA device; use device='cpu'")
     drawn = [asked.draw(seed, index, device) for index in range(count)]
     attempts: list[Attempt] = []
     for case in drawn:
         attempts.append(asked.run(candidate, case, seconds))
-        if attempts[-1].failure in ("not attempted", "timeout"):
-            break  # the other cases would say the same, slowly
+        if attempts[-1].failure in HOPELESS:
+            break
     return asked.judge(drawn, attempts)
-
-
-@contextmanager
-def _own_random_numbers(seed: int) -> Iterator[None]:
-    """Seeded random numbers inside the block; outside, every generator goes on as if nothing had been drawn."""
-    python, numpy_state = random.getstate(), numpy.random.get_state()
-    with torch.random.fork_rng():
-        seed_everything(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            numpy.random.set_state(numpy_state)
-
-
-def _call(candidate: Any, case: Case) -> Any:
-    return candidate(*case.inputs.values())
-
-
-def _explain(error: BaseException) -> str:
-    """The exception and the last line of the student's own code that it came through."""
-    text = f"{type(error).__name__}: {error}".strip().rstrip(":")
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "lecturekit" not in f.filename]
-    own = [f for f in frames if "ipykernel" in f.filename or f.filename.startswith("<")] or frames
-    if own:
-        text += f"\nin {own[-1].name}, line {own[-1].lineno}: {own[-1].line or ''}".rstrip(": ")
-    return text
 
 
 def _diagnose(got: dict[str, Any], difference: Difference) -> str:

@@ -14,7 +14,8 @@ class Verdict:
 
     passed: every case was right.   score: 1.0 when passed, else 0.0, to be multiplied by the question's points.
     kind: passed · not attempted · unfit · raised · timeout · changed input · type · shape · dtype · device · nan ·
-    value · law.   misconception: the name of the known mistake, if the answer is one.   cases: how many were judged,
+    value · law · died (the process ended) · pending (it needs a GPU: neither passed nor failed).
+    misconception: the name of the known mistake, if the answer is one.   cases: how many were judged,
     right: how many of them were right.
     """
 
@@ -49,7 +50,7 @@ class Verdict:
         return "\n".join([f"{self.question}: {self._headline()}", *rows])
 
     def _repr_html_(self) -> str:
-        colour = {"passed": "#0072B2", "not attempted": "#767676"}.get(self.kind, "#D55E00")
+        colour = {"passed": "#0072B2", "not attempted": "#767676", "pending": "#767676"}.get(self.kind, "#D55E00")
         rows = "".join(
             f'<div style="margin:.15em 0"><dt style="display:inline;font-weight:600">{escape(label)}: </dt>'
             f'<dd style="display:inline;margin:0;white-space:pre-wrap">{escape(text)}</dd></div>'
@@ -68,6 +69,8 @@ class Verdict:
             return f"passed, {self.right} of {self.cases} cases right"
         if self.kind == "not attempted":
             return "not attempted yet"
+        if self.kind == "pending":
+            return "pending, needs a GPU"
         return "not yet right"
 
     def _rows(self) -> list[tuple[str, str]]:
@@ -99,5 +102,7 @@ _PUBLIC = {
     "device": "the result is on the wrong device",
     "nan": "the result holds NaN",
     "unfit": "what was handed in cannot be used as the question asks",
+    "died": "your code ended the Python process",
+    "pending": "this question is judged on a machine with a GPU",
     "law": "the result breaks a law that every right answer obeys",
 }

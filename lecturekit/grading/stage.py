@@ -9,6 +9,7 @@ nbgrader's OverwriteCells, next in line, puts the hidden tests back from the gra
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,12 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell
 from nbgrader.preprocessors import NbGraderPreprocessor
 
+from lecturekit.grading.reader import LIMITS, shown
+from lecturekit.grading.scan import whole
+
 MISSING = "# This cell was missing from the submission."
 PICTURES = {"image/png", "image/jpeg"}  # what may be attached to a written answer: data, never markup
+TOLD = 50  # notes; a notebook of two thousand pasted tests is no reason for more
 
 
 @dataclass
@@ -29,8 +34,11 @@ class Staged:
     notes: list[str] = field(default_factory=list)
 
 
-def stage(submitted: Any, release: Any) -> Staged:
+def stage(submitted: Any, release: Any, notes: Sequence[str] = ()) -> Staged:
     """Rebuild `submitted` on the frame of `release`. Both are nbformat 4 notebooks and stay as they are.
+
+    What is in the submission may have any type and raises nothing. notes: what reading the file had to say; it is told
+    first, above what is found here.
 
     - A solution cell, or a code cell the release leaves open to edit, takes the student's source. Of several changed
       copies the last one above the next test counts, as it would in a kernel; the others stay, in place, as cells of
@@ -41,13 +49,15 @@ def stage(submitted: Any, release: Any) -> Staged:
     - The student's own cells follow the cell of the release that they followed in the submission.
     """
     frame = copy.deepcopy(release)
-    notes: list[str] = []
-    matches = _match(submitted.cells, release.cells)
-    taken = {place: _chosen(place, submitted.cells, matches, release.cells) for place in range(len(release.cells))}
+    notes = list(notes)
+    found = submitted.get("cells") if isinstance(submitted, dict) else None
+    theirs = [cell for cell in found if isinstance(cell, dict)] if isinstance(found, list) else []
+    matches = _match(theirs, release.cells)
+    taken = {place: _chosen(place, theirs, matches, release.cells) for place in range(len(release.cells))}
 
     own: dict[int, list[Any]] = {}  # place in the release, -1 for the top → the student's cells that follow it
     after = -1
-    for position, (cell, place) in enumerate(zip(submitted.cells, matches, strict=True)):
+    for position, (cell, place) in enumerate(zip(theirs, matches, strict=True)):
         first = place not in matches[:position]
         if place is not None and (taken[place] == position or (taken[place] is None and first)):
             after = place  # other copies of a cell do not move the cells that follow them
@@ -60,9 +70,8 @@ def stage(submitted: Any, release: Any) -> Staged:
     for place, cell in enumerate(frame.cells):
         source = taken[place]
         if source is not None:
-            cell.source = _source(submitted.cells[source])
-            pictures = _pictures(submitted.cells[source])
-            if pictures and cell.cell_type == "markdown":
+            cell.source = _source(theirs[source])
+            if cell.cell_type == "markdown" and (pictures := _pictures(theirs[source], _name(cell), notes)):
                 cell.attachments = pictures
         elif place not in matches:
             notes.append(f"{_name(cell, capital=True)} was missing and has been put back.")
@@ -72,6 +81,8 @@ def stage(submitted: Any, release: Any) -> Staged:
     for number, cell in enumerate((cell for kept in own.values() for cell in kept), 1):
         cell.id = f"own-cell-{number}"
     frame.cells = cells
+    if len(notes) > TOLD:
+        notes = [*notes[:TOLD], f"And {len(notes) - TOLD} more changes like these."]
     if notes:
         frame.metadata["lecturekit"] = {"staging": notes}
         text = "**About your submission.** It was graded, with these changes:\n\n" + "\n".join(f"- {n}" for n in notes)
@@ -113,9 +124,10 @@ def _ids(cell: Any) -> list[tuple[str, str]]:
 
 
 def _source(cell: Any) -> str:
-    """A cell's source as one string; other tools leave a list of lines, or none."""
-    source = cell.get("source") or ""
-    return "".join(map(str, source)) if isinstance(source, list) else str(source)
+    """A cell's source as one string that can be written to a file; other tools leave a list of lines, or none."""
+    source = cell.get("source")
+    lines = source if isinstance(source, list) else [source]
+    return whole("".join(line for line in lines if isinstance(line, str)))
 
 
 def _text(cell: Any) -> str:
@@ -166,27 +178,36 @@ def _keep(cell: Any, place: int | None, kept: list[Any], release: list[Any], not
     source = _source(cell)
     if not source.strip():
         return
-    if cell.get("cell_type") == "code":
+    kind = cell.get("cell_type")
+    if kind == "code":
         kept.append(new_code_cell(source))
-    elif cell.get("cell_type") == "markdown":
+    elif kind == "markdown":
         kept.append(new_markdown_cell(source))
-        if _pictures(cell):
-            kept[-1].attachments = _pictures(cell)
+        if pictures := _pictures(cell, "a cell of your own", notes):
+            kept[-1].attachments = pictures
     else:
-        notes.append(f"A {cell.get('cell_type')} cell was left out: only code and Markdown cells are taken over.")
+        named = f"{shown(kind, 20)} cell" if isinstance(kind, str) and kind else "cell without a type"
+        notes.append(f"A {named} was left out: only code and Markdown cells are taken over.")
         return
     if place is not None:
         notes.append(f"A changed copy of {_name(release[place])} was kept as a cell of your own; it earns no points.")
 
 
-def _pictures(cell: Any) -> dict[str, dict[str, str]]:
-    """The PNG and JPEG pictures attached to a cell; anything else attached is left behind."""
+def _pictures(cell: Any, name: str, notes: list[str]) -> dict[str, dict[str, str]]:
+    """The PNG and JPEG pictures attached to a cell, as base64; anything else attached is left behind."""
     attached = cell.get("attachments")
-    pictures = {}
-    for name, bundle in attached.items() if isinstance(attached, dict) else ():
-        data = {kind: text for kind, text in bundle.items() if kind in PICTURES} if isinstance(bundle, dict) else {}
-        if data and all(isinstance(text, str) for text in data.values()):
-            pictures[str(name)] = data
+    pictures: dict[str, dict[str, str]] = {}
+    size = 0
+    for file, bundle in attached.items() if isinstance(attached, dict) else ():
+        if not isinstance(file, str) or not isinstance(bundle, dict):
+            continue
+        data = {kind: text for kind, text in bundle.items() if kind in PICTURES}
+        if data and all(isinstance(text, str) and text.isascii() for text in data.values()):
+            size += len(file) + sum(map(len, data.values()))
+            pictures[whole(file)] = data
+    if size > LIMITS.attachment_bytes:
+        notes.append(f"The pictures in {name} were left out: they have more than {LIMITS.attachment_bytes:,} bytes.")
+        return {}
     return pictures
 
 
