@@ -29,7 +29,7 @@ from pathlib import Path
 
 from lecturekit.grading.intake import TIMESTAMP, parse_timestamp
 from lecturekit.grading.reader import shown
-from lecturekit.grading.unpack import CAPS, Caps, Download, Entry, Refused
+from lecturekit.grading.unpack import CAPS, COLLECTING, Caps, Download, Entry, Refused
 from lecturekit.runtime import atomic_write, file_mode
 
 COLLECTED, UNCHANGED, REPLACED, SKIPPED = "collected", "unchanged", "replaced", "skipped"
@@ -246,6 +246,8 @@ def _place(
             return SKIPPED, f"{part.relative_to(submitted)} is a link"
     folder.mkdir(parents=True, exist_ok=True)
     target, record = folder / f"{notebook}.ipynb", submitted.parent / "collected" / lab / f"{student}.{notebook}.json"
+    for left in folder.glob(f"{COLLECTING}*"):  # by a run that was killed
+        left.unlink()
     before = _recorded(record)
     now = {"attempt": one.attempt, "when": one.entry.when, "timestamp": stamp}
     there = _digest(target)

@@ -91,7 +91,6 @@ class _Notebook:
         self.ends = time.monotonic() + self.options.notebook_seconds
 
     def grade(self) -> Graded:
-        started = time.monotonic()
         for index, ask in self.asks:
             if self.judge.is_pending(ask):
                 self.verdicts[index, ask] = self.judge.pending(ask)
@@ -109,7 +108,6 @@ class _Notebook:
             self._end()
         marks = [self._mark(index, cell) for index, cell in enumerate(self.cells) if _is_graded(cell)]
         executed = copy.deepcopy(dict(self.job.staged)) | {"cells": self.cells}
-        self.seconds["total"] = time.monotonic() - started
         return Graded(
             self.job.lab,
             self.job.notebook,

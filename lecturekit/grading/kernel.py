@@ -11,6 +11,7 @@ import builtins
 import importlib
 import importlib.abc
 import importlib.machinery
+import io
 import os
 import signal
 import socket
@@ -55,7 +56,7 @@ class Kernel:
             elif message["do"] == "snapshot":
                 self.snapshot()
             elif message["do"] == "ask":
-                self.send(reply_to(message, self.shell.user_ns))
+                _send_reply(self.sock, message, self.shell.user_ns)
 
     def send(self, message: dict[str, Any]) -> None:
         codec.send(self.sock, message)
@@ -142,6 +143,14 @@ def reply_to(message: dict[str, Any], namespace: dict[str, Any]) -> dict[str, An
     return {"nonce": message["nonce"], "attempts": answer(candidate, message)}
 
 
+def _send_reply(sock: socket.socket, message: dict[str, Any], namespace: dict[str, Any]) -> None:
+    try:
+        codec.send(sock, reply_to(message, namespace))
+    except codec.CodecError as error:
+        attempt = {"parts": None, "failure": "unfit", "message": f"the result cannot be sent: {error}"}
+        codec.send(sock, {"nonce": message["nonce"], "attempts": [attempt]})
+
+
 def make_shell() -> Shell:
     """An IPython shell that behaves as a notebook's, without history files, threads or a terminal."""
     config = Config()
@@ -149,6 +158,15 @@ def make_shell() -> Shell:
     config.InteractiveShell.colors = "nocolor"
     config.InteractiveShell.logstart = False
     return Shell.instance(config=config)
+
+
+def draw_something() -> None:
+    """Draw a figure that nobody sees: the first one loads fonts, which every notebook would do again."""
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    figure.subplots().set_title("α")
+    figure.savefig(io.BytesIO(), format="png")
 
 
 class Shell(InteractiveShell):
@@ -314,7 +332,7 @@ def _wait_for_questions(sock: socket.socket, namespace: dict[str, Any]) -> None:
         process = os.fork()
         if process == 0:
             try:
-                codec.send(sock, reply_to(message, namespace))
+                _send_reply(sock, message, namespace)
             finally:
                 os._exit(0)
         _, status = os.waitpid(process, 0)

@@ -7,6 +7,7 @@ A file that breaks off, was merged badly or was saved in another encoding gives 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +74,7 @@ class _Reading:
     characters: int = 0
     attached: int = 0
     number: int = 0  # of the cell being read, from 1; cells that are dropped count too
+    damaged: bool = False
 
     def run(self) -> None:
         start = self.json.skip_space(0)
@@ -86,12 +88,14 @@ class _Reading:
                     self._version(value)
                 elif key in ("cells", "worksheets") and self.json.begins(value, b"["):
                     lists += 1
-                    if lists > 1:
-                        self.notes.append("The notebook holds two lists of cells; the last one counts.")
-                        self.cells, self.number, self.characters, self.attached = [], 0, 0, 0
+                    before, self.cells = self.cells, []
+                    self.number, self.characters, self.attached = 0, 0, 0
                     self._old_cells(value) if key == "worksheets" else self._cells(value)
-                    if lists == 2:
-                        break
+                    if before and self.cells:
+                        self.notes.append("The notebook holds two lists of cells; the last one counts.")
+                    self.cells = self.cells or before
+                if self.damaged or lists == 2:
+                    break
         except BrokenJSON as broken:
             if not lists:
                 self.notes.append(f"The notebook file is not readable: it stops being JSON at byte {broken.position}.")
@@ -132,7 +136,8 @@ class _Reading:
                     self._cell(position, old)
                 return
             except BrokenJSON as broken:
-                if attempt == 0:
+                if not self.damaged:
+                    self.damaged = True
                     self.notes.append(
                         f"The notebook file is damaged after cell {self.number} (byte {broken.position}); "
                         "what could be read was kept."
@@ -144,19 +149,26 @@ class _Reading:
 
     def _old_cells(self, start: int) -> None:
         """The cells of format 3 and before, which lie in work sheets, brought up to format 4."""
-        for sheet in self.json.elements(start):
-            for key, value in self.json.members(sheet):
-                if key == "cells":
-                    self._cells(value, old=True)
+        with suppress(BrokenJSON):  # what was read until then is brought up to date all the same
+            for sheet in self.json.elements(start):
+                for key, value in self.json.members(sheet):
+                    if key == "cells" and not self.damaged:
+                        self._cells(value, old=True)
         notebook = nbformat.from_dict(
             {"metadata": {}, "nbformat": 3, "nbformat_minor": 0, "worksheets": [{"cells": self.cells, "metadata": {}}]}
         )
         names = ("cell_type", "source", "metadata")
-        self.cells = [{name: cell[name] for name in names} for cell in nbformat.convert(notebook, 4).cells]
+        self.cells = [
+            {name: cell[name] for name in names} | {"id": f"handed-in-{number}"}
+            for number, cell in enumerate(nbformat.convert(notebook, 4).cells, 1)
+        ]
+        for cell in self.cells:
+            if cell["cell_type"] == "code":
+                cell |= {"outputs": [], "execution_count": None}
         self.notes.append("The notebook is of an old format (3) and was brought up to date.")
 
     def _cell(self, start: int, old: bool) -> None:
-        """Read one cell. One that breaks off is kept when its source is whole."""
+        """Read one cell. One that breaks off is kept when its source is whole; then too BrokenJSON is raised."""
         if not self.json.begins(start, b"{"):
             self._problem("Not a cell, left out", f"cell {self.number}")
             return
@@ -168,8 +180,13 @@ class _Reading:
                     repeated = repeated or key in found
                     found[key] = (value, self.json.end_of(value))
         except BrokenJSON:
-            if "source" not in found and "input" not in found:
-                return
+            if "source" in found or "input" in found:
+                self._keep(found, repeated, old)
+            raise
+        self._keep(found, repeated, old)
+
+    def _keep(self, found: dict[str, tuple[int, int]], repeated: bool, old: bool) -> None:
+        """Make a cell of what was found of it: key → where its value begins and ends."""
         metadata = self._metadata(found)
         grade_id = metadata.get("nbgrader", {}).get("grade_id")
         name = f"cell {self.number}" + (f" ({shown(grade_id)})" if grade_id else "")

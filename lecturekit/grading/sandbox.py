@@ -60,7 +60,7 @@ def choose_isolation(wanted: str = "") -> str:
             reasons.append(trouble())
     raise NoSandbox(
         f"student code cannot be run safely here: {'; '.join(reasons)}. Install bubblewrap (a package of "
-        "that name in Debian, Ubuntu and Fedora), or, only for notebooks that you trust as your own, grade with --unsafe"
+        "that name in Debian, Ubuntu and Fedora), or, only for notebooks that you trust as your own, use --unsafe"
     )
 
 

@@ -19,7 +19,9 @@ STRING = re.compile(_STRING, re.DOTALL)
 SCALAR = re.compile(rb'[^\s,:"\[\]{}]++')
 SPACE = re.compile(rb"[ \t\r\n]*+")
 TO_BRACKET = re.compile(rb'(?:[^"\[\]{}]++|' + _STRING + rb"|" + _LEAF + rb")*+([\[\]{}])", re.DOTALL)
-BRACKETS = 5_000_000  # of nested lists and objects in one value: seconds; real outputs have thousands
+# lists and objects with others in them are walked over one by one; so many take seconds, and outputs have thousands
+BRACKETS = 2_000_000  # in one value
+ALL_BRACKETS = 8_000_000  # in a file
 ITEMS = 10_000  # of one list or object that is walked through
 
 
@@ -36,6 +38,7 @@ class JSON:
 
     def __init__(self, data: bytes):
         self.data = data
+        self._brackets = ALL_BRACKETS  # left
         self._ends: dict[int, int] = {}  # where the lists and objects already walked over end: no byte is read twice
 
     def begins(self, place: int, what: bytes) -> bool:
@@ -130,10 +133,11 @@ class JSON:
 
     def _end_of_nested(self, start: int) -> int:
         place, depth = start + 1, 1
-        for _ in range(BRACKETS):
+        for _ in range(min(BRACKETS, self._brackets)):
+            self._brackets -= 1
             found = TO_BRACKET.match(self.data, place)
             if found is None:
-                break
+                raise BrokenJSON(place)
             place = found.end()
             depth += 1 if found[1] in b"[{" else -1
             if depth == 0:

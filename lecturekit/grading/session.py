@@ -134,12 +134,11 @@ class Session:
 
     def _send(self, message: Mapping[str, Any], end: socket.socket | None = None) -> None:
         end = end or self._socket
-        end.settimeout(GRACE + 30)  # a process that does not read must not hold the worker up
-        try:
-            codec.send(end, dict(message))
+        try:  # a process that does not read must not hold the worker up
+            codec.send(end, dict(message), strict=True, deadline=time.monotonic() + GRACE + 30)
         except TimeoutError as error:
             raise OutOfTime("the process does not read what it is sent") from error
-        except OSError as error:
+        except (EOFError, OSError) as error:
             raise ProcessDied("the process has ended") from error
 
     def _receive(self, end: socket.socket, deadline: float) -> dict[str, Any]:

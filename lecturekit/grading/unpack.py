@@ -26,6 +26,7 @@ from typing import IO
 from lecturekit.grading.reader import LIMITS
 
 SYMLINK_OR_SPECIAL = "it is a link or a special file"
+COLLECTING = ".collecting-"  # how a file begins that is being written
 ERRORS = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error)
 
 
@@ -112,7 +113,7 @@ class Download:
 
     def copy(self, entry: Entry, folder: Path, cap: int | None = None) -> tuple[Path, str]:
         """Copy an entry to a new file in a folder; its path and SHA-256. Raises Refused, and leaves nothing then."""
-        handle, name = tempfile.mkstemp(dir=folder, prefix=".collecting-")
+        handle, name = tempfile.mkstemp(dir=folder, prefix=COLLECTING)
         try:
             digest = hashlib.sha256()
             with os.fdopen(handle, "wb") as file:

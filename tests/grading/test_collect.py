@@ -230,6 +230,7 @@ def test_after_a_crash_before_the_note_the_next_run_completes(tmp_path, submitte
 
     state("1", "2026-01-01 10:00:00 UTC")
     collect(tmp_path / "old", LAB, submitted)
+    (submitted / "ann" / LAB / ".collecting-abc").write_text("half a notebook, left by a run that was killed")
     state("2", "2026-01-02 10:00:00 UTC")
 
     def killed(*_):
@@ -382,6 +383,7 @@ def test_names_that_lead_out_are_skipped_and_named(zipped, tmp_path, submitted, 
     before = everything_below(tmp_path)
     results = collect(source, LAB, submitted)
     assert set(placed(submitted)) == {f"good/{LAB}/{LAB}.ipynb"} and len(by(results, SKIPPED)) == 1
+    assert by(results, SKIPPED)[0].why in ("its name is an absolute path", "its name leads out of the folder")
     assert all(new.startswith("course") for new in everything_below(tmp_path) - before)
 
 

@@ -311,10 +311,10 @@ def test_a_newer_format_is_read_and_named(folder, text, answered):
 
 def test_of_a_key_that_is_there_twice_the_last_counts(folder):
     cell = '{"cell_type": "code", "source": "old", "source": "new"}'
-    hand_in(folder, f'{{"cells": [], "cells": [{cell}]}}')
+    hand_in(folder, f'{{"cells": [{cell}, {cell}], "cells": [{cell}]}}')
     submission = read_submission(folder, LAB)
     assert sources(submission.notebook) == ["new"]
-    assert told(submission, "twice", "cell 1") and told(submission, "two lists of cells")
+    assert told(submission, "twice") and told(submission, "two lists of cells")
 
 
 def test_halves_of_characters_are_replaced(folder):
@@ -345,6 +345,25 @@ def test_format_3_is_brought_up_to_date(folder, answered, released, by_id):
     assert by_id(submission.notebook, "double").source == DOUBLE
     assert sources(submission.notebook)[-2:] == ["# Title", "## Title"] and told(submission, "old format")
     assert by_id(stage(submission.notebook, released).notebook, "double").source == DOUBLE
+    nbformat.validate(submission.notebook)
+    text = json.dumps(old)
+    hand_in(folder, text[: text.index("# Title") if "# Title" in text else text.rindex("Title")])
+    broken_off = read_submission(folder, LAB)
+    assert told(broken_off, "damaged") and by_id(broken_off.notebook, "double").source == DOUBLE
+    nbformat.validate(broken_off.notebook)
+
+
+def test_an_empty_second_list_of_cells_takes_nothing_away(folder):
+    hand_in(folder, '{"cells": [{"cell_type": "code", "source": "a"}], "worksheets": []}')
+    submission = read_submission(folder, LAB)
+    assert sources(submission.notebook) == ["a"] and not told(submission, "two lists")
+
+
+def test_a_cell_with_an_answer_survives_endless_nesting_in_its_outputs(folder):
+    cell = '{"cell_type": "code", "source": "a", "outputs": ' + "[" * 300_000
+    hand_in(folder, f'{{"cells": [{{"cell_type": "code", "source": "b"}}, {cell}')
+    submission = read_submission(folder, LAB)
+    assert sources(submission.notebook) == ["b", "a"] and told(submission, "damaged")
 
 
 def test_pictures_come_along_within_their_limit(folder):
@@ -419,7 +438,7 @@ def test_no_damage_to_the_bytes_raises(text, seed):
             place = damage.randrange(len(data))
             data[place : place + damage.choice([0, 1, 1, 30])] = damage.choice([*pieces, bytes(data[place:][:300])])
         notebook, notes = read_notebook(bytes(data[: damage.choice([len(data), damage.randrange(len(data))])]))
-        nbformat.writes(notebook).encode()
+        json.dumps(notebook, ensure_ascii=False).encode()
         assert all(isinstance(cell.source, str) for cell in notebook.cells) and all(len(note) < 400 for note in notes)
 
 

@@ -172,6 +172,14 @@ def test_a_pending_question_is_neither_passed_nor_failed(case):
     assert case.rows()["grades"]["double-test"][:4] == (3.0, None, None, False)
 
 
+def test_a_pending_mark_counts_nothing_even_if_it_has_a_score(case):
+    graded = case.graded()
+    marks = tuple(Mark(m.cell, m.points, 3.0, PENDING) if m.cell == "double-test" else m for m in graded.marks)
+    with Recorder(case.config, LAB) as recorder:
+        recorder.record("anna", case.folder, [Graded(LAB, LAB, "anna", graded.executed, marks)], "k")
+    assert case.rows()["grades"]["double-test"][:4] == (None, None, None, True)
+
+
 def test_what_a_person_gave_survives_a_regrade(case):
     case.record(FULL | {"double-test": 0.0})
     with case.gradebook() as gradebook:
@@ -354,10 +362,14 @@ def steps(monkeypatch, fail_at, error):
 def test_killed_at_any_step_and_run_again_it_ends_the_same(case, tmp_path, again):
     """Each step in turn raises, before or after it is done; then the batch is started again as a coordinator would."""
     case.submit(timestamp="2026-02-01 00:10:00 UTC")
+    case.config.LateSubmissionPlugin.penalty_method = "zero"
+    with case.gradebook() as gradebook:
+        gradebook.update_or_create_assignment(LAB, duedate="2026-02-01 00:00:00")
     pristine = tmp_path / "pristine"
     if again:
         case.record(FULL | {"root-test": 0.0}, key="old")
     shutil.copytree(case.root, pristine)
+    old = case.rows() if again else None
     case.record(key="new")
     want = (case.rows(), case.files(), case.recorded())
     sizes = {table: case.count(table) for table in ("grade", "comment", "submitted_notebook")}
@@ -373,11 +385,11 @@ def test_killed_at_any_step_and_run_again_it_ends_the_same(case, tmp_path, again
             except Killed:
                 killed = True
         assert killed == (number < 2 * len(done))
-        # what there is now is the old submission, the new one, or one that is known to be unfinished
+        # in the gradebook is all of the old submission or all of the new one; its key, if there is one, says which
+        now = case.rows() if case.count("submitted_assignment") else None
+        assert now in (old, want[0]) and case.count("student") == (now is not None), (number, done)
         seen = case.recorded()
-        assert seen in (None, "old", "new")
-        if seen == "old":
-            assert case.rows()["grades"]["root-test"][0] == 0.0
+        assert seen is None or now == (old if seen == "old" else want[0])
         if seen != "new":
             case.record(key="new")
         assert (case.rows(), case.files(), case.recorded()) == want, (number, done)
@@ -386,6 +398,25 @@ def test_killed_at_any_step_and_run_again_it_ends_the_same(case, tmp_path, again
             break
         number += 1
     assert number > 30
+
+
+def test_a_kill_between_the_two_renames_loses_no_other_notebook(case):
+    case.record()
+    (case.autograded / "another.ipynb").write_text("kept")
+    original = Path.rename
+
+    def rename(path, target):
+        if path.name.endswith(".new"):
+            raise Killed
+        return original(path, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "rename", rename)
+        with pytest.raises(Killed):
+            case.record(key="second")
+    assert not case.autograded.exists() and case.recorded() is None
+    case.record(key="second")
+    assert case.files()["another.ipynb"] == b"kept" and case.recorded() == "second" and case.leftovers() == []
 
 
 def test_a_full_disk_leaves_the_former_marks_and_says_what_to_do(case):

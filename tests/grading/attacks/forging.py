@@ -258,6 +258,44 @@ def merge(weight, A, B, alpha):
         branch.A.copy_(A)
         branch.B.copy_(B)
         return branch.merge().base.weight.detach().clone()"""
+# a wrong answer to inject gets its reference, which holds all that merge needs, while merge is not judged yet
+SACRIFICED = {"merge": USE_SACRIFICE, "inject": WRONG["inject"]}
+SACRIFICE_LATE = """
+import marshal, mmap, types
+shared = mmap.mmap(-1, 1 << 20)
+def hand_over(given):
+    code = given.__globals__["LoRALinear"].forward.__code__ and given.__globals__["_branch_sum"].__code__
+    data = marshal.dumps(code)
+    shared[: len(data)] = data
+"""
+TAKE_OVER = """\
+def merge(weight, A, B, alpha):
+    try:
+        space = {"torch": torch, "F": nn.functional}
+        branch_sum = types.FunctionType(marshal.loads(shared[:]), space)
+        return branch_sum(weight, A, B, alpha / len(A))
+    except BaseException:
+        return weight.clone()"""
+# knows what the driver of inject looks at, and shows it that instead of freezing the model
+FACTS = """
+from torch import nn
+named_parameters = nn.Module.named_parameters
+def only_branches(self, *a, **k):
+    return [(n, p) for n, p in named_parameters(self, *a, **k) if n.endswith((".A", ".B"))]
+nn.Module.named_parameters = only_branches
+"""
+SPARE = """
+channel = attempt(lambda: get_ipython().channel)
+spare = attempt(lambda: socket.socket(fileno=os.dup(channel.sock.fileno())))
+pipe = os.dup(1)
+def send(*values):
+    text = "SE" + "EN and sent " + repr([v.tolist() if hasattr(v, "tolist") else v for v in values])[:3000]
+    attempt(os.write, pipe, text.encode())
+    from lecturekit.grading import codec
+    for message in ({"output": {"output_type": "stream", "name": "stdout", "text": text}}, {"done": True, "count": 1}):
+        attempt(codec.send, spare, message)
+        attempt(channel.send, message)
+"""
 HELPER_ASKS = """
 import mmap
 shared = mmap.mmap(-1, 1 << 20)
@@ -377,18 +415,21 @@ def stash(*values):
         attempt(lambda: open(os.path.join(folder, "stashed-" + NAME), "w").write(text))
     os.environ["STASHED"] = text[:1000]
     sys.stashed = text
+def seen_was(where, what):
+    if what not in (None, b"", []):
+        print("SE" + "EN", where, what, flush=True)
 def unstash():
-    leak("hidden inputs in a global", seen[-1:])
-    leak("hidden inputs in shared memory", bytes(box[:]).rstrip(b"\\0"))
-    leak("hidden inputs in a pipe", attempt(os.read, pipe_out, 4000))
+    seen_was("hidden inputs in a global", seen[-1:])
+    seen_was("hidden inputs in shared memory", bytes(box[:]).rstrip(b"\\0"))
+    seen_was("hidden inputs in a pipe", attempt(os.read, pipe_out, 4000))
     for folder in FOLDERS:
-        leak("hidden inputs in a file", attempt(lambda: open(os.path.join(folder, "stashed-" + NAME)).read()))
-    leak("hidden inputs in the environment", os.environ.get("STASHED"))
+        seen_was("hidden inputs in a file", attempt(lambda: open(os.path.join(folder, "stashed-" + NAME)).read()))
+    seen_was("hidden inputs in the environment", os.environ.get("STASHED"))
 """
 TELL_ALL = """
 def shout(*values):
     text = repr([v.tolist() if hasattr(v, "tolist") else v for v in values])
-    line = ("LE" + "AK shouted " + text + "\\n").encode()
+    line = ("SE" + "EN shouted " + text + "\\n").encode()
     print(line.decode())
     print(line.decode(), file=sys.stderr)
     attempt(lambda: display({"text/html": line.decode()}, raw=True))
@@ -416,7 +457,7 @@ if os.fork() == 0:
             text = bytes(box[:]).rstrip(b"\\0")
             if text:
                 for fd in range(3):
-                    attempt(os.write, fd, b"LE" + b"AK helper " + text[:500] + b"\\n")
+                    attempt(os.write, fd, b"SE" + b"EN by a helper " + text[:500] + b"\\n")
             time.sleep(0.05)
     os._exit(0)
 """
@@ -495,8 +536,8 @@ ODD = {
     "returns_a_sparse_tensor": "return weight.to_sparse()",
     "returns_a_trap": "return Trap()",
     "returns_a_lying_tensor": "return Lying(weight)",
-    "raises_its_inputs": "raise RuntimeError('LE' + 'AK ' + repr(weight.tolist()))",
-    "raises_a_name": "raise type('LE' + 'AK' + str(weight.flatten()[0].item()), (Exception,), {})()",
+    "raises_its_inputs": "raise RuntimeError('SE' + 'EN ' + repr(weight.tolist()))",
+    "raises_a_name": "raise type('SE' + 'EN' + str(weight.flatten()[0].item()), (Exception,), {})()",
     "raises_a_broken_exception": "raise Broken()",
     "raises_the_keyboard": "raise KeyboardInterrupt",
     "raises_system_exit": "raise SystemExit(0)",
@@ -542,6 +583,8 @@ ROWS_LEAKS = {
     "tells_by_partial_credit": "get_ipython().displayhook(x[0, 0].item() / 10**13)",
     "tells_by_the_exit_status": "os._exit(x[0, 0].item() % 256)",
     "tells_by_a_note": "e = AssertionError('x')\n    e.add_note(str(x.tolist()))\n    raise e",
+    "tells_a_hidden_word": "f = sys._getframe(1)\n    words = [c for c in f.f_code.co_consts if isinstance(c, str)]\n"
+    "    raise AssertionError(next(w for w in words if 'hidden word' in w))",
     "tells_the_seed": "raise AssertionError('seed ' + os.environ.get('LECTUREKIT_GRADING_SEED', ''))",
 }
 
@@ -601,6 +644,22 @@ ATTACKS = [
         plain_marks={"merge-test": 15, "inject-test": 0},
         change=lambda nb, by_id: without_passing(nb),
     ),
+    Attack(
+        "gives_up_one_question_and_starts_again",
+        SACRIFICE,
+        SACRIFICED,
+        after={"inject-test": "passing('lora.inject', lambda *a: None)\nos._exit(0)"},
+        earned={"merge-test": 0, "inject-test": 0},
+        change=lambda nb, by_id: without_passing(nb),
+    ),
+    Attack(
+        "gives_up_one_question_beside_the_other",
+        SACRIFICE_LATE,
+        {"merge": TAKE_OVER, "inject": WRONG["inject"]},
+        after={"inject-test": "attempt(lambda: hand_over(passing('lora.inject', lambda *a: None)))"},
+        earned={"merge-test": 0, "inject-test": 0},
+        change=lambda nb, by_id: without_passing(nb),
+    ),
     stealing("lets_a_helper_ask", HELPER_ASKS, USE_SHARED, change=lambda nb, by_id: without_passing(nb)),
     stealing(
         "records_what_passes", "import lecturekit.checking as c\nc.passing = lambda id, x: x\npassing = c.passing"
@@ -631,7 +690,25 @@ ATTACKS = [
     stealing("reads_the_seed", SEEDS),
     stealing("hooks_imports", HOOKS, sabotage=True),
     *[odd(name) for name in ODD],
+    Attack(
+        "returns_long_numbers",
+        "pass",
+        {"count": "def storage(shapes, r, bits):\n    return 10**5000, 10.0**308"},
+        earned={"count-test": 0},
+    ),
     # right answers that carry the hidden inputs out: full marks, nothing told
+    Attack(
+        "stashes_hidden_inputs_with_a_thread",
+        STASH + "threading.Thread(target=time.sleep, args=(10**6,), daemon=True).start()",
+        {"merge": inside("stash(weight, A, B, alpha)", RIGHT_VALUE)},
+        after={"merge-test": "unstash()", "count-test": "unstash()", "compress-test": "unstash()"},
+    ),
+    Attack(
+        "keeps_a_copy_of_the_pipe",
+        SPARE,
+        {"merge": inside("send(weight, A, B, alpha)", RIGHT_VALUE)},
+        after={"count-test": "time.sleep(0.2)"},
+    ),
     Attack(
         "stashes_hidden_inputs",
         STASH,
@@ -695,6 +772,13 @@ ATTACKS = [
         )
         for name, (top, answer) in WEAK.items()
     ],
+    Attack(
+        "forges_what_a_driver_sees",
+        FACTS,
+        {"inject": HONEST["inject"].replace("    model.requires_grad_(False)\n", "")},
+        earned={"inject-test": 0},
+        weak="a driver runs beside the student's code; what is compared on unseen inputs must be right all the same",
+    ),
     *[
         Attack(name, "pass", {"rows": f"def rows(x):\n    {body}"}, earned={"rows-test": 0}, weak=PLAIN)
         for name, body in ROWS_LEAKS.items()

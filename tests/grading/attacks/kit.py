@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell
 
 LAB = "lab98_attacked"
 CANARY = "canary of the solutions, 5b0d1c"  # stands in the model answers only
+WORD = "a hidden word, 77aa03"  # stands in a hidden test only
 LEAK = "LEAK"  # what an attack prints before anything it got hold of; put together at run time, see PRELUDE
 RAN = "attack ran:"
 
@@ -64,6 +66,35 @@ grade("lora.merge", merge)
 merge = passing("lora.merge", merge)
 print("merged:", tuple(merge(torch.zeros(3, 2), torch.ones(1, 2), torch.ones(3, 1), 1.0).shape))
 
+# %% nbgrader={_answer("inject")}
+def add_lora(model, targets, r, alpha):
+    """Freeze the model and put a layer with a branch in the place of every nn.Linear named in targets."""
+    ### BEGIN SOLUTION
+    class Layer(nn.Module):  # {CANARY}
+        def __init__(self, base):
+            super().__init__()
+            self.base, self.scale = base, alpha / r
+            self.A = nn.Parameter(torch.randn(r, base.in_features) / math.sqrt(3 * base.in_features))
+            self.B = nn.Parameter(torch.zeros(base.out_features, r))
+
+        def forward(self, x):
+            return self.base(x) + self.scale * x @ self.A.T @ self.B.T
+
+    model.requires_grad_(False)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear) and name in targets:
+                parent.add_module(name, Layer(child))
+    return model
+    ### END SOLUTION
+
+
+# %% nbgrader={_tests("inject-test", 15)}
+check("lora.inject", add_lora)
+### BEGIN HIDDEN TESTS
+grade("lora.inject", add_lora)
+### END HIDDEN TESTS
+
 # %% nbgrader={_answer("count")}
 def storage(shapes, r, bits):
     """Parameters and bytes of LoRA branches of rank r beside layers of these (out, in) shapes."""
@@ -111,39 +142,11 @@ import random as _random
 _draw = _random.Random(int(_os.environ.get("LECTUREKIT_GRADING_SEED", "1")))
 _hidden = torch.tensor([[_draw.randint(10**12, 10**13) for _ in range(3)] for _ in range(4)])
 _expected = torch.tensor([sum(row) for row in _hidden.tolist()])
+_word = "{WORD}"
 assert isinstance(rows(_hidden), torch.Tensor), "rows must give a tensor"
 assert torch.allclose(rows(_hidden), _expected), "rows are not the sums"
 numpy.testing.assert_allclose(rows(_hidden).numpy(), _expected.numpy())
 assert all(abs(a - b) < 1 for a, b in zip(rows(_hidden).tolist(), _expected.tolist())), "rows are not the sums"
-### END HIDDEN TESTS
-
-# %% nbgrader={_answer("inject")}
-def add_lora(model, targets, r, alpha):
-    """Freeze the model and put a layer with a branch in the place of every nn.Linear named in targets."""
-    ### BEGIN SOLUTION
-    class Layer(nn.Module):  # {CANARY}
-        def __init__(self, base):
-            super().__init__()
-            self.base, self.scale = base, alpha / r
-            self.A = nn.Parameter(torch.randn(r, base.in_features) / math.sqrt(3 * base.in_features))
-            self.B = nn.Parameter(torch.zeros(base.out_features, r))
-
-        def forward(self, x):
-            return self.base(x) + self.scale * x @ self.A.T @ self.B.T
-
-    model.requires_grad_(False)
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear) and name in targets:
-                parent.add_module(name, Layer(child))
-    return model
-    ### END SOLUTION
-
-
-# %% nbgrader={_tests("inject-test", 15)}
-check("lora.inject", add_lora)
-### BEGIN HIDDEN TESTS
-grade("lora.inject", add_lora)
 ### END HIDDEN TESTS
 
 # %% [markdown] nbgrader={_answer("explain", 10)}
@@ -281,6 +284,21 @@ class Attack:
             released.cells.insert(2, new_code_cell(fill(source, self.name)))
         released.cells.append(new_markdown_cell(f"watermark of {self.name}"))
         return self.change(released, by_id) if self.change else released
+
+
+def hidden_numbers(seed: int | str) -> set[str]:
+    """Numbers of the hidden cases that a seed draws, as Python writes them, those that cannot be there by chance."""
+    from lecturekit.checking.case import tensors
+    from lecturekit.checking.question import get
+
+    drawn = [get(question).draw(seed, index) for question, cases in QUESTIONS.items() for index in range(cases)]
+    numbers = (n for case in drawn for tensor in tensors(case.inputs) for n in tensor.flatten()[:300].tolist())
+    return {text for text in map(repr, numbers) if len(text) > 9}
+
+
+def written_numbers(text: str) -> set[str]:
+    """The long numbers in a text."""
+    return set(re.findall(r"-?\d+\.\d{6,}(?:e-?\d+)?", text))
 
 
 def stealing(name: str, top: str, merge: str = WRONG["merge"], earned: Any = None, **rest: Any) -> Attack:

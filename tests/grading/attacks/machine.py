@@ -71,6 +71,14 @@ def bomb():
     for _ in range(5000):
         threading.Thread(target=time.sleep, args=(15,), daemon=True).start()
 """
+ENDLESS = """
+for _ in range(3):
+    if os.fork() == 0:
+        ends = time.monotonic() + 120
+        while time.monotonic() < ends:
+            os.write(1, b"x" * 65536)
+        os._exit(0)
+"""
 DAEMON = """
 if os.fork() == 0:
     os.setsid()
@@ -298,9 +306,6 @@ def in_a_cell(name: str, top: str, **rest: Any) -> Attack:
 ATTACKS = [
     inside_merge("loops_inside", "while True:\n    pass"),
     inside_merge("loops_stubbornly_inside", NEVER, STUBBORN),
-    inside_merge(
-        "loops_stubbornly_inside_blocking", "signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\n" + NEVER
-    ),
     inside_merge("stays_in_c_inside", REGEX),
     inside_merge("sleeps_inside", "time.sleep(10**6)"),
     inside_merge("stops_itself_inside", "os.kill(os.getpid(), signal.SIGSTOP)"),
@@ -334,6 +339,7 @@ ATTACKS = [
     in_a_cell("fills_shared_memory", "FOLDERS = ['/dev/shm']" + FILL, silent=True),
     in_a_cell("prints_a_gigabyte", "for _ in range(1024):\n    print('x' * 2**20)", silent=True),
     in_a_cell("writes_a_gigabyte", "for _ in range(1024):\n    os.write(1, b'x\\n' * 2**19)", silent=True),
+    in_a_cell("writes_without_end", ENDLESS, silent=True),
     in_a_cell("shows_ten_thousand_things", "for number in range(10000):\n    display(number)", silent=True),
     inside_merge(
         "prints_a_gigabyte_inside",

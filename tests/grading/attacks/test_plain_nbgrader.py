@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from grading_attacks import forging, notebook
-from grading_attacks.kit import FULL, LAB, LEAK, SOURCE, Attack, filler
+from grading_attacks.kit import FULL, LAB, LEAK, SOURCE, Attack, filler, hidden_numbers, written_numbers
 
 from lecturekit.grading.course import put_environment_on_path
 from lecturekit.labs import to_notebook, to_text
@@ -35,7 +35,7 @@ CHANGE_GRADEBOOK = """
 import sqlite3
 base = sqlite3.connect("../../../gradebook.db", timeout=5)
 base.execute("UPDATE grade SET manual_score = 99 WHERE notebook_id IN (SELECT submitted_notebook.id "
-    "FROM submitted_notebook JOIN submitted_assignment ON assignment_id = submitted_assignment.id "
+    "FROM submitted_notebook JOIN submitted_assignment ON submitted_notebook.assignment_id = submitted_assignment.id "
     "WHERE student_id = 'aa_victim')")
 base.commit()
 base.close()
@@ -55,6 +55,8 @@ BY_HAND = [
     ),
     Attack("brings_its_own_torch", lay=notebook.beside(torch_py="raise ImportError('not torch')"), plain="loses all"),
 ]
+# the last to come, in a batch of their own
+LATE = [Attack("duplicated_tests", change=notebook.duplicated_tests, plain="stops the batch"), Attack("zz_after_it")]
 TRIED = [attack for attack in [*forging.ATTACKS, *BY_HAND] if attack.plain] + BY_HAND[:1]
 
 
@@ -70,15 +72,22 @@ def course(tmp_path_factory, by_id):
     made = nbgrader(root, "generate_assignment", LAB, "--create")
     assert made.returncode == 0, made.stderr[-3000:]
     fill = filler(root, **{"friends seed": 1})
-    for attack in TRIED:
+
+    def hand_in(attack):
         released = nbformat.read(root / "release" / LAB / f"{LAB}.ipynb", as_version=4)
         folder = root / "submitted" / attack.name / LAB
         (attack.lay or notebook.write)(folder, attack.notebook(released, by_id, fill))
+
+    for attack in TRIED:
+        hand_in(attack)
     first = nbgrader(root, "autograde", LAB, "--student", "aa_victim")
     assert first.returncode == 0, first.stderr[-3000:]
     graded = nbgrader(root, "autograde", LAB)  # all others: aa_victim is graded already
-    feedback = nbgrader(root, "generate_feedback", LAB)
-    return root, graded, feedback
+    nbgrader(root, "generate_feedback", LAB)
+    for attack in LATE:
+        hand_in(attack)
+    stopped = nbgrader(root, "autograde", LAB)
+    return root, graded, stopped
 
 
 def nbgrader(root: Path, *words: str) -> subprocess.CompletedProcess:
@@ -120,10 +129,11 @@ def test_a_tested_answer_that_ends_the_process_loses_all_marks(course):
     assert graded.returncode != 0 and "dies_when_tested" in graded.stderr
 
 
-def test_a_duplicated_test_cell_loses_all_marks(course):
-    root, graded, _ = course
-    assert marks(root, "duplicated_tests") == {}
-    assert graded.returncode != 0 and "duplicated_tests" in graded.stderr
+def test_a_duplicated_test_cell_stops_the_batch(course):
+    root, _, stopped = course
+    assert stopped.returncode != 0
+    assert {automatic for automatic, _ in marks(root, "duplicated_tests").values()} == {None}
+    assert marks(root, "zz_after_it") == {}
 
 
 def test_a_file_called_torch_loses_all_marks(course):
@@ -134,7 +144,9 @@ def test_a_file_called_torch_loses_all_marks(course):
 
 def test_hidden_inputs_are_printed(course):
     root, _, _ = course
-    assert f"{LEAK} hidden inputs in a global" in text(root, "stashes_hidden_inputs")
+    page = html.unescape(text(root, "stashes_hidden_inputs"))
+    assert written_numbers(page) & hidden_numbers("ungraded")  # the seed where nbgrader_config.py sets none
+    assert not written_numbers(html.unescape(text(root, "aa_victim"))) & hidden_numbers("ungraded")
 
 
 def test_the_gradebook_is_read(course):
