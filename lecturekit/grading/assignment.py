@@ -30,7 +30,7 @@ from lecturekit.grading.clean import is_safe_id
 from lecturekit.grading.course import student_seed
 from lecturekit.grading.gradebook import course_folder, database_file, is_missing, open_gradebook, reason
 from lecturekit.grading.intake import read_submission, read_timestamp, shown
-from lecturekit.grading.stage import stage
+from lecturekit.grading.stage import is_test, stage
 from lecturekit.grading.work import WRONG, Graded, Job, Mark
 
 __all__ = ["Assignment", "is_missing", "zero"]
@@ -119,8 +119,9 @@ class Assignment:
                 notebook, notes = staged.notebook, staged.notes
             else:
                 notebook = _not_handed_in(release, notes)
+            visible = {cell.metadata.nbgrader.grade_id: cell.source for cell in release.cells if is_test(cell)}
             self._put_back(notebook, self.frames[name])
-            jobs.append(Job(self.lab, name, student, notebook, seed, tuple(notes)))
+            jobs.append(Job(self.lab, name, student, notebook, seed, tuple(notes), visible))
         return jobs
 
     def key(self, jobs: Sequence[Job], folder: Path, grader: str) -> str:

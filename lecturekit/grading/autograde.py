@@ -22,7 +22,6 @@ from nbgrader.converters import NbGraderException
 from traitlets import Integer
 
 from lecturekit.grading.intake import read_timestamp
-from lecturekit.labs import LabError
 
 T = TypeVar("T")
 
@@ -40,6 +39,8 @@ class Autograde(NbgraderAutograde):
 
     def start(self) -> None:
         """Grade what student_id and notebook_id match. Raises NbGraderException naming who could not be graded."""
+        from lecturekit.labs import LabError  # brings torch, seconds that nbgrader's other commands do without
+
         config = self._settings()
         if not config.Execute.get("enabled", True):
             raise self._refused("--no-execute: marks come from running the notebooks, so there are none without it")
@@ -59,7 +60,7 @@ class Autograde(NbgraderAutograde):
 
     def _grade(self, config: Any) -> Any:
         """The coordinator's Summary."""
-        from lecturekit.grading.coordinator import grade  # torch and dask, which nbgrader's other commands do without
+        from lecturekit.grading.coordinator import grade
 
         return grade(
             config,

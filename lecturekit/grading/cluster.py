@@ -24,6 +24,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,6 +40,7 @@ GRADER = "lecturekit.grading.execute:Grader"
 ATTEMPTS = 2  # how often a notebook is tried whose grading raises
 DEATHS = 3  # how many workers may die over one notebook
 AHEAD = 4  # jobs handed out for each worker, so that none waits for the coordinator and memory stays flat
+LOST = "the scheduler was lost; what was graded is kept: start again to go on"
 
 
 class CannotStart(RuntimeError):
@@ -158,9 +160,13 @@ def local(workers: int) -> Iterator[Any]:
     import dask
     from distributed import Client, LocalCluster
 
-    settings = {
+    settings: dict[str, Any] = {
         # the first death makes its jobs suspects, which `run` then tries alone
         "distributed.scheduler.allowed-failures": 0,
+        # a result that a worker died with is fetched in vain for so long, then graded again; by default half a minute
+        "distributed.comm.timeouts.connect": "3s",
+        "distributed.scheduler.http.routes": [],
+        "distributed.worker.http.routes": [],
         "distributed.worker.profile.enabled": False,  # it samples our stack a hundred times a second
     }
     with (
@@ -171,7 +177,9 @@ def local(workers: int) -> Iterator[Any]:
             threads_per_worker=1,
             processes=True,
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
+            worker_dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False},
             silence_logs=logging.CRITICAL,
             memory_limit=0,  # the jails have limits of their own
             preload=[__name__],
@@ -239,12 +247,16 @@ def run(
     Jobs are taken from `jobs` only as fast as they are done. Raises LabError when a worker is another version or cannot
     grade, or when the scheduler is lost.
     """
+    from distributed import CommClosedError
+
     options = replace(options, gpu=options.gpu or gpu)
     resources = {"GPU": 1} if gpu else None
     batch = _Batch(client, lab, options, resources, hide, grader or GRADER, identity(lab, options))
     try:
         batch.refuse_mismatch()
         yield from batch.outcomes(jobs)
+    except CommClosedError as error:
+        raise LabError(LOST) from error
     finally:
         batch.close()
 
@@ -325,11 +337,12 @@ class _Batch:
         """A result, or why there is none, or the job to try again."""
         from distributed import KilledWorker
 
-        if future.status == "finished":
+        try:
             return Graded.from_data(json.loads(future.result()))
-        if future.status != "error":
-            raise LabError("the scheduler was lost; what was graded is kept: start again to go on")
-        error = future.exception()
+        except CancelledError:  # we cancel nothing ourselves before the end
+            raise LabError(LOST) from None
+        except Exception as raised:
+            error = raised
         if isinstance(error, KilledWorker):
             # who was merely waiting at a worker that died is blamed as well, so only deaths while alone are sure
             deaths = error.allowed_failures + 1

@@ -22,7 +22,7 @@ from typing import Any
 from nbformat import NotebookNode, from_dict
 from nbgrader.utils import determine_grade
 
-from lecturekit.checking.question import get
+from lecturekit.checking.notebook import SEED_VARIABLE
 from lecturekit.checking.verdict import Verdict
 from lecturekit.grading.judge import Ask, Judge, Locked, locked_modules, plan
 from lecturekit.grading.options import GradingOptions
@@ -40,7 +40,6 @@ DIED, NOT_RUN = (
 )
 OVERRUN = "This cell did not keep its time limit and had to be stopped."
 TOO_LONG = "Not run: the notebook's time was up."
-WITHHELD = {"output_type": "stream", "name": "stdout", "text": "(Not shown: hidden tests ran before this cell did.)\n"}
 
 
 class Grader:
@@ -50,9 +49,8 @@ class Grader:
     """
 
     def __init__(self, lab: str, options: GradingOptions | None = None, hide: tuple[Any, ...] = ()) -> None:
-        self.lab, self.options = lab, options or GradingOptions()
-        self.locked = locked_modules(lab)
-        self.jail = Jail(lab, locked=self.locked, preload=PRELOAD, options=self.options, hide=hide)
+        self.lab, self.options, self.hide = lab, options or GradingOptions(), hide
+        self.jail = self._jail(locked_modules(lab))
 
     def __enter__(self) -> Grader:
         return self
@@ -66,7 +64,15 @@ class Grader:
 
     def grade(self, job: Job) -> Graded:
         """Run and judge one notebook. Its own faults never raise; JailDied means that the machine cannot run it."""
-        return _Notebook(self, job).grade()
+        notebook = _Notebook(self, job)
+        locked = locked_modules(self.lab, [ask for _, ask in notebook.asks])
+        if locked != self.jail.locked:  # this lab puts questions of another one
+            self.jail.close()
+            self.jail = self._jail(locked)
+        return notebook.grade()
+
+    def _jail(self, locked: frozenset[str]) -> Jail:
+        return Jail(self.lab, locked=locked, preload=PRELOAD, options=self.options, hide=self.hide)
 
 
 class _Notebook:
@@ -75,17 +81,16 @@ class _Notebook:
     def __init__(self, grader: Grader, job: Job) -> None:
         self.grader, self.job, self.options = grader, job, grader.options
         self.device = _gpu() if self.options.gpu else ""
-        self.judge = Judge(job.lab, job.seed, "cuda" if self.device else "cpu")
         self.cells: list[Any] = from_dict(copy.deepcopy(dict(job.staged))).cells
         self.tests = {index: plan(cell.source) for index, cell in enumerate(self.cells) if is_test(cell)}
         self.last = max(self.tests, default=-1)
         self.asks = [(index, ask) for index, asks in self.tests.items() for ask in asks or ()]
+        self.judge = Judge(job.lab, job.seed, "cuda" if self.device else "cpu", [ask for _, ask in self.asks])
         self.verdicts: dict[tuple[int, Ask], Verdict] = {}
         self.plain: dict[int, Mark] = {}
         self.snapshots: dict[int, socket.socket] = {}
         self.session: Session | None = None
         self.deadly: set[int] = set()  # cells that ended their process: not run again
-        self.withheld = False  # whether hidden cases have been run beside the notebook, which might show them
         self.problems: list[str] = []
         self.seconds: dict[str, float] = {}
         self.ends = time.monotonic() + self.options.notebook_seconds
@@ -162,7 +167,7 @@ class _Notebook:
             return None
         source = cell.source
         if index in self.tests:  # what the student sees of it: later cells may use what it defines
-            source = self.job.visible.get(cell.metadata.nbgrader.grade_id, source if not self.job.visible else "")
+            source = self.job.visible.get(cell.metadata.nbgrader.grade_id, "")
             self.session.cell(source, self.options.cell_seconds)
             return None
         outputs = self.session.cell(source, self.options.cell_seconds)
@@ -171,7 +176,7 @@ class _Notebook:
         if any(output.get("ename") == "CellTimeout" for output in outputs):
             self.problems.append(f"{_name(cell, index)} did not end within {self.options.cell_seconds:g} seconds.")
             self.deadly.add(index)
-        return [from_dict(output) for output in outputs] if not self.withheld else [from_dict(WITHHELD)]
+        return [from_dict(output) for output in outputs]
 
     # 2. Asking
 
@@ -179,18 +184,25 @@ class _Notebook:
         for index, ask in self.asks:
             if (index, ask) in self.verdicts or index not in self.snapshots:
                 continue
-            self._ask(index, ask, self.snapshots[index])
+            try:
+                self._ask(index, ask, self.snapshots[index])
+            except ProcessDied:
+                continue
             if self.session is None:  # it had to be killed, and all snapshots with it
                 return
 
     def _ask(self, index: int, ask: Ask, snapshot: socket.socket | None, public: bool = False) -> Verdict:
         """Put one question and judge what comes back; it is final unless it was asked on public cases."""
         assert self.session is not None
+        request = self.judge.request(ask, public=public)
+        request["seconds"] = min(request["seconds"], self.options.case_seconds)
         try:
-            reply = self.session.ask(self.judge.request(ask, public=public), snapshot)
+            reply = self.session.ask(request, snapshot)
             with self._timed("judging", within="questions"):
                 verdict = self.judge.verdict(ask, reply, public=public)
-        except ProcessDied:
+        except ProcessDied as error:
+            if snapshot is not None and not error.answering:
+                raise  # the snapshot had gone, and who ended it is not known: asked again in a fresh process
             verdict = self.judge.died(ask, "died")
         except OutOfTime:
             verdict = self.judge.died(ask, "timeout")
@@ -238,7 +250,7 @@ class _Notebook:
         while len(self.plain) < len(plain) and time.monotonic() < self.ends:
             index = 0
             try:
-                self._begin()
+                self._begin(plain=True)
                 for index in range(max(plain) + 1):
                     if index not in plain:
                         self._step(index)
@@ -276,8 +288,10 @@ class _Notebook:
     def _passing(self, question: Any) -> Mapping[str, Any]:
         """The student's own answer if it passes its check, judged on the public cases; else the reference.
 
-        Handing the reference out makes the question's verdict final: wrong. A question whose test has not been reached
-        or whose verdict waits for a GPU changes nothing.
+        Handing the reference out makes the question's verdict final: wrong. Before that, all questions above it are
+        judged for good, and the notebook starts again in a process that has seen none of that: what snapshots share
+        with this process could carry the reference one way, and hidden inputs the other. A question whose test has not
+        been reached or whose verdict waits for a GPU changes nothing.
         """
         place = next(((index, ask) for index, ask in reversed(self.asks) if ask.question == question), None)
         if place is None:
@@ -286,27 +300,23 @@ class _Notebook:
         if place not in self.verdicts:
             if index not in self.snapshots:
                 return {}
-            verdict = self._ask(index, ask, self.snapshots[index], public=True)
+            try:
+                verdict = self._ask(index, ask, self.snapshots[index], public=True)
+            except ProcessDied:
+                verdict = self.judge.died(ask, "died")
             if verdict.passed:
                 return {}
             self.verdicts[place] = verdict
-            if self.session is None:  # the answer had to be stopped by force, and the notebook with it
-                raise _StartAgain
-        elif self.verdicts[place].passed or self.verdicts[place].kind == "pending":
+            if self.session is not None:
+                self._ask_snapshots()
+            raise _StartAgain
+        if self.verdicts[place].passed or self.verdicts[place].kind == "pending":
             return {}
-        module, _, name = get(ask.question)._oracle.partition(":")
+        module, name = self.judge.answer_to(ask)
         try:
-            source = self.judge.reference(module, name, self._final())
-        except Locked:  # it is built on the answer to a question further up, which is judged for good now
-            self._ask_snapshots()
-            if self.session is None:
-                raise _StartAgain from None
-            self.withheld = True
-            try:
-                source = self.judge.reference(module, name, self._final())
-            except Locked:
-                return {}
-        return {"source": source, "module": module, "name": name}
+            return {"source": self.judge.reference(module, name, self._final()), "module": module, "name": name}
+        except Locked:
+            return {}
 
     def _final(self) -> set[str]:
         """The questions whose verdict nothing can change any more."""
@@ -337,13 +347,16 @@ class _Notebook:
 
     # Processes
 
-    def _begin(self) -> None:
+    def _begin(self, plain: bool = False) -> None:
+        """Start a process. plain: for plain asserts, which may draw hidden inputs from a seed in the environment."""
         self._end()
         with self._timed("starting"):
             self.session = Session(self.grader.jail, self.options, self._requests, self.ends)
             # the same student gets the same random numbers again; nothing hidden is drawn from them
-            word = hashlib.sha256(f"{self.job.student}|{self.job.notebook}".encode()).digest()
-            self.session.begin(int.from_bytes(word[:4], "big"), sorted(self.grader.locked))
+            seed = _number(f"{self.job.student}|{self.job.notebook}")
+            # not the questions' own seed, from which their cases could be drawn
+            environment = {SEED_VARIABLE: str(_number(f"plain|{self.job.seed}"))} if plain else {}
+            self.session.begin(seed, sorted(self.grader.jail.locked), environment)
 
     def _end(self) -> None:
         if self.session is not None:
@@ -394,6 +407,7 @@ def _plain_mark(cell: Any, outputs: list[dict[str, Any]]) -> Mark:
         kept = [output for output in outputs if output["output_type"] == "execute_result"][:1]
     test.outputs = [from_dict(output) for output in kept]
     score, points = determine_grade(test, _Silent())
+    score = round(score, 2)  # more digits could tell a hidden input
     name, passed = cell.metadata.nbgrader.grade_id, score == points
     if not kept or kept[0]["output_type"] != "error":
         text = "" if passed else f"{score:g} of {points:g} points"
@@ -418,14 +432,20 @@ def _failed_mark(cell: Any, kind: str) -> Mark:
 
 
 def _said(source: str, error: Mapping[str, Any]) -> str:
-    """An error of a plain test: its name where Python has such an error, its text where the test holds that text."""
+    """An error of a plain test: its name where Python has such an error, its text where the test itself says that."""
     import builtins
 
     known = getattr(builtins, str(error["ename"]), None)
     name = error["ename"] if isinstance(known, type) and issubclass(known, BaseException) else "an error"
-    texts = {node.value for node in ast.walk(_parsed(source)) if isinstance(node, ast.Constant)}
+    said: list[ast.expr | None] = []
+    for node in ast.walk(_parsed(source)):
+        if isinstance(node, ast.Assert):
+            said.append(node.msg)
+        elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            said += node.exc.args
+    texts = {part.value for part in said if isinstance(part, ast.Constant) and isinstance(part.value, str)}
     value = str(error["evalue"])
-    return f"{name}: {value}" if value and value in {text for text in texts if isinstance(text, str)} else str(name)
+    return f"{name}: {value}" if value in texts else str(name)
 
 
 def _ends_in_expression(source: str) -> bool:
@@ -467,6 +487,10 @@ def _as_data(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _as_data(item) for key, item in value.items()}
     return [_as_data(item) for item in value] if isinstance(value, list) else value
+
+
+def _number(word: str) -> int:
+    return int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big")
 
 
 def _gpu() -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -68,20 +69,27 @@ def plan(source: str) -> list[Ask] | None:
     return asks or None
 
 
-def locked_modules(lab: str) -> frozenset[str]:
-    """The modules that hold the right answer to a question of this lab, for example lecturekit.tuning.lora."""
-    return frozenset(_oracle(asked)[0] for asked in questions(lab))
+def at_stake(lab: str, asks: Iterable[Ask] = ()) -> list[Question]:
+    """The questions whose answers are kept back: the lab's own, and those of other labs that its tests put."""
+    own = questions(lab)
+    return own + [get(name) for name in sorted({ask.question for ask in asks} - {asked.id for asked in own})]
+
+
+def locked_modules(lab: str, asks: Iterable[Ask] = ()) -> frozenset[str]:
+    """The modules that hold the right answer to a question at stake, for example lecturekit.tuning.lora."""
+    return frozenset(_oracle(asked)[0] for asked in at_stake(lab, asks))
 
 
 class Judge:
     """Judges the answers of one student in one lab.
 
-    seed: that of the student's hidden cases.   device: where the cases are drawn and results must be.
-    Methods raise KeyError for an Ask whose question does not exist.
+    seed: that of the student's hidden cases.   device: where the cases are drawn and results must be.   asks: all that
+    the notebook's tests ask. Methods raise KeyError for an Ask whose question does not exist.
     """
 
-    def __init__(self, lab: str, seed: int | str | bytes, device: str = "cpu") -> None:
+    def __init__(self, lab: str, seed: int | str | bytes, device: str = "cpu", asks: Iterable[Ask] = ()) -> None:
         self.lab, self.seed, self.device = lab, seed, device
+        self.at_stake = at_stake(lab, asks)
         self._drawn: dict[tuple[str, bool], list[Case]] = {}
 
     def request(self, ask: Ask, public: bool = False) -> dict[str, Any]:
@@ -135,6 +143,10 @@ class Judge:
         """The verdict for such a question."""
         return get(ask.question).pending()
 
+    def answer_to(self, ask: Ask) -> tuple[str, str]:
+        """Where the right answer to a question is: its module, and its name there."""
+        return _oracle(get(ask.question))
+
     def reference(self, module: str, name: str, final: set[str]) -> str:
         """Module text with one reference and what it needs; ``*`` is the whole module, once the lab is through.
 
@@ -142,9 +154,9 @@ class Judge:
         Raises Locked when the text would hold the answer to another question of the lab, KeyError for a name that the
         module does not have.
         """
-        if module not in locked_modules(self.lab):
+        if module not in {_oracle(asked)[0] for asked in self.at_stake}:
             raise ValueError(f"{module} holds no answer of {self.lab}; import it as it is")
-        open_questions = [asked for asked in questions(self.lab) if asked.id not in final]
+        open_questions = [asked for asked in self.at_stake if asked.id not in final]
         source = _source(module)
         if name == "*":
             if open_questions:
@@ -153,7 +165,7 @@ class Judge:
         cut = excerpt(source, [name])
         # Not only the answer: what it is made of is locked as well, until it has been handed out with another question.
         # From ``unmerge`` to ``merge``, which share their helper, it is one minus sign.
-        given = {part for asked in questions(self.lab) if asked.id in final for part in _made_of(asked, module)}
+        given = {part for asked in self.at_stake if asked.id in final for part in _made_of(asked, module)}
         for asked in open_questions:
             answer = {_oracle(asked)[1]} if _oracle(asked)[0] == module else set()
             if (answer | (_made_of(asked, module) - given)) & cut.names:

@@ -30,6 +30,7 @@ from lecturekit.checking.limits import TimeUp, time_limit
 from lecturekit.grading import codec
 from lecturekit.runtime import seed_everything
 
+ANSWERED = 77  # exit status of a process that has sent its answer: a status that code seldom ends with
 PIECE = 100_000  # characters of printed text sent at once
 
 
@@ -309,6 +310,7 @@ def _begin(kernel: Kernel, message: dict[str, Any]) -> None:
     """Make the shell ready for one notebook: seeds, what is kept back, and how lecturekit reaches the worker."""
     from lecturekit.checking import notebook
 
+    os.environ.update(message["environment"])
     seed_everything(message["seed"])
     sys.meta_path.insert(0, Locked(message["locked"], kernel))
     notebook.connect(kernel)
@@ -333,10 +335,11 @@ def _wait_for_questions(sock: socket.socket, namespace: dict[str, Any]) -> None:
         if process == 0:
             try:
                 _send_reply(sock, message, namespace)
+                os._exit(ANSWERED)
             finally:
-                os._exit(0)
+                os._exit(1)
         _, status = os.waitpid(process, 0)
-        if status:
+        if not os.WIFEXITED(status) or os.WEXITSTATUS(status) != ANSWERED:
             codec.send(sock, {"nonce": message["nonce"], "died": True})
 
 

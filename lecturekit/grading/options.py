@@ -15,15 +15,17 @@ class GradingOptions:
 
     isolation: bubblewrap · landlock · none; "" takes bubblewrap, else Landlock, else refuses.   gpu: let the student's
     code use this machine's GPUs.   cell_seconds: for one cell.   notebook_seconds: for all of a notebook, its questions
-    included.   memory: for each process, and where the machine lets us (cgroups) for all of them together.
-    processes: processes and threads.   temporary: for /tmp and /dev/shm each.   output: for what a notebook prints and
-    shows; the rest is cut off.   deaths: how many cells may end their process before the rest is no longer run.
+    included.   case_seconds: for one case of a question, where the question itself allows more.   memory: for each
+    process, and where the machine lets us (cgroups) for all of them together.   processes: processes and threads.
+    temporary: for /tmp and /dev/shm each.   output: for what a notebook prints and shows; the rest is cut off.
+    deaths: how many cells may end their process before the rest is no longer run.
     """
 
     isolation: str = ""
     gpu: bool = False
     cell_seconds: float = 120.0
     notebook_seconds: float = 900.0
+    case_seconds: float = 10.0
     memory: int = 6 * 1024 * MIB
     processes: int = 256
     temporary: int = 1024 * MIB
@@ -33,7 +35,7 @@ class GradingOptions:
     def __post_init__(self) -> None:
         if self.isolation not in ("", *ISOLATIONS):
             raise ValueError(f"isolation must be one of {', '.join(ISOLATIONS)}, or empty, got {self.isolation!r}")
-        for name in ("cell_seconds", "notebook_seconds", "memory", "processes", "temporary", "output", "deaths"):
+        for name in (field.name for field in fields(self) if field.name not in ("isolation", "gpu")):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
                 raise ValueError(f"{name} must be a positive number, got {value!r}")

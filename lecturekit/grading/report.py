@@ -259,7 +259,7 @@ def _stubs(coursedir: Any, lab: str) -> dict[str, str]:
 
 def _manual(coursedir: Any, lab: str) -> dict[tuple[str, str, str], float]:
     """What people gave in formgrader. Empty without a gradebook."""
-    from nbgrader.api import Assignment, Grade, Notebook, SubmittedAssignment, SubmittedNotebook
+    from nbgrader.api import Assignment, BaseCell, Grade, Notebook, SubmittedAssignment, SubmittedNotebook
 
     from lecturekit.grading.gradebook import database_file, open_gradebook
 
@@ -268,11 +268,13 @@ def _manual(coursedir: Any, lab: str) -> dict[tuple[str, str, str], float]:
         return {}
     with open_gradebook(coursedir) as gradebook:
         rows = (
-            gradebook.db.query(Grade, SubmittedAssignment.student_id, Notebook.name)
+            gradebook.db.query(SubmittedAssignment.student_id, Notebook.name, BaseCell.name, Grade.score)
+            .select_from(Grade)
+            .join(BaseCell, Grade.cell_id == BaseCell.id)
             .join(SubmittedNotebook, Grade.notebook_id == SubmittedNotebook.id)
             .join(Notebook, SubmittedNotebook.notebook_id == Notebook.id)
             .join(SubmittedAssignment, SubmittedNotebook.assignment_id == SubmittedAssignment.id)
             .join(Assignment, SubmittedAssignment.assignment_id == Assignment.id)
             .filter(Assignment.name == lab, Grade.manual_score.isnot(None), Grade.needs_manual_grade.is_(False))
         )
-        return {(student, notebook, grade.cell.name): grade.score for grade, student, notebook in rows}
+        return {(student, notebook, cell): score for student, notebook, cell, score in rows}

@@ -64,7 +64,7 @@ def histogram(scores: Sequence[float], total: float) -> style.Picture:
     """How many submissions earned how many points, in ten classes."""
     figure, (axes,) = style.figure(width=8, height=3.6)
     edges = [total * step / 10 for step in range(11)]
-    counts, _, _ = axes.hist(scores, bins=edges, color=style.BLUE, edgecolor="white")
+    counts, _, _ = axes.hist([min(score, total) for score in scores], bins=edges, color=style.BLUE, edgecolor="white")
     axes.set(xlabel=f"points earned so far, of {total:g}", ylabel="submissions", xlim=(0, total))
     axes.yaxis.get_major_locator().set_params(integer=True)
     parts = [f"{edges[i]:g} to {edges[i + 1]:g} points: {int(count)}" for i, count in enumerate(counts) if count]
@@ -88,7 +88,7 @@ def items_picture(items: Sequence[Item]) -> style.Picture:
         else:
             colour = style.VERMILION if item.discrimination < 0.1 else style.BLUE
             right.barh(place, item.discrimination, color=colour, height=0.6)
-    left.set_yticks(list(places), [visible(name(item)) for item in items])
+    left.set_yticks(list(places), [_label(item) for item in items])
     left.invert_yaxis()
     left.set(xlim=(0, 1), xlabel="share who passed, with 95 % interval")
     left.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
@@ -102,6 +102,12 @@ def items_picture(items: Sequence[Item]) -> style.Picture:
 
 def name(item: Item) -> str:
     return item.question or item.cell
+
+
+def _label(item: Item) -> str:
+    """A name for an axis: short, and without matplotlib's signs for mathematics."""
+    shown = visible(name(item))
+    return (shown if len(shown) <= 30 else f"{shown[:29]}…").replace("$", r"\$")
 
 
 def render(

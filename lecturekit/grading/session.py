@@ -19,13 +19,19 @@ from lecturekit.grading import codec
 from lecturekit.grading.options import GradingOptions
 from lecturekit.grading.sandbox import Jail
 
+ITEMS = 5000  # pieces of output of one notebook; text that is printed piece by piece arrives in larger ones
 GRACE = 5.0  # seconds beyond a limit that the process keeps itself, before it is killed
 CUT = "\n[The rest of what this notebook printed or showed was cut off.]\n"
 Requests = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 class ProcessDied(Exception):
-    """The notebook's process has ended, or sends what no notebook process would send."""
+    """The notebook's process has ended, or sends what no notebook process would send.
+
+    answering: it was the answer to the question that ended, and not the process that it was put to.
+    """
+
+    answering = False
 
 
 class OutOfTime(Exception):
@@ -41,7 +47,7 @@ class Session:
 
     def __init__(self, jail: Jail, options: GradingOptions, requests: Requests, ends: float) -> None:
         self._jail, self._options, self._requests, self._ends = jail, options, requests, ends
-        self._shown = 0  # characters of output so far
+        self._shown = self._items = 0  # characters of output so far, and pieces
         self._snapshots: list[socket.socket] = []
         self.cut = False
         self._socket, self._pipe = jail.start()
@@ -62,9 +68,9 @@ class Session:
         with contextlib.suppress(OSError):
             os.close(self._pipe)
 
-    def begin(self, seed: int, locked: Sequence[str]) -> None:
+    def begin(self, seed: int, locked: Sequence[str], environment: Mapping[str, str]) -> None:
         """Prepare the process for one notebook."""
-        self._send({"do": "begin", "seed": seed, "locked": sorted(locked)})
+        self._send({"do": "begin", "seed": seed, "locked": sorted(locked), "environment": dict(environment)})
         self._until_done([], self._deadline(30))
 
     def cell(self, source: str, seconds: float) -> list[dict[str, Any]]:
@@ -121,7 +127,9 @@ class Session:
             message = self._receive(end, deadline)
             if message.get("nonce") == nonce:
                 if message.get("died"):
-                    raise ProcessDied("the process ended while it answered")
+                    error = ProcessDied("the process ended while it answered")
+                    error.answering = True
+                    raise error
                 attempts = message.get("attempts")
                 return attempts if isinstance(attempts, list) else []
             if snapshot is not None:
@@ -175,8 +183,8 @@ class Session:
                 raise ProcessDied("the process sent something else than a message")
 
     def _take_text(self, outputs: list[dict[str, Any]]) -> None:
-        """What was written past Python, by a subprocess or a C library."""
-        while True:
+        """What was written past Python, by a subprocess or a C library; not without end, or nothing else is read."""
+        for _ in range(64):
             try:
                 text = os.read(self._pipe, 65536)
             except BlockingIOError:
@@ -195,7 +203,8 @@ class Session:
         if valid is None or self.cut:
             return
         self._shown += _size(valid)
-        if self._shown > self._options.output:
+        self._items += 1
+        if self._shown > self._options.output or self._items > ITEMS:
             self.cut = True
             valid = {"output_type": "stream", "name": "stdout", "text": CUT}
         last = outputs[-1] if outputs else None

@@ -24,13 +24,14 @@ MIN_TOKENS = 40  # an answer shorter than this is never reported: too few ways t
 MIN_COMMON = 12  # fingerprints that two submissions must share, in all cells together: 30 tokens or more
 MIN_SHARE = 0.6  # of the fingerprints of the one that has fewer
 MIN_CLASS = 5  # below this nobody can say what "most of the class" writes
-MAX_POSTING = 60  # different solutions that hold one fingerprint: more, and it says little and costs much
+MAX_SHARED = 30  # people who may hold one fingerprint, in any class: what more of them write is a usual way to write it
 MAX_SOURCE = 100_000  # characters of a cell that are looked at
 
 LIMITS = (
-    f"Answers of fewer than {MIN_TOKENS} tokens are never compared. What the release holds, or more than a twentieth "
-    f"of the class wrote (at least 4 people, at most a third), does not count. Reported are those that share at least "
-    f"{MIN_COMMON} of the remaining fingerprints and {MIN_SHARE:.0%} of those of the smaller one."
+    f"Answers of fewer than {MIN_TOKENS} tokens are never compared. What the release holds does not count, nor what "
+    f"more than a twentieth of the class wrote (at least 4 people, at most {MAX_SHARED} or a third): a text that went "
+    f"round among more than that is not seen here. Reported are those that share at least {MIN_COMMON} of the "
+    f"remaining fingerprints and {MIN_SHARE:.0%} of those of the smaller one."
 )
 _ROUGH = re.compile(r"[^\W\d]\w*|\d[\w.]*|\"[^\"\n]*\"|'[^'\n]*'|[^\s\w]")
 
@@ -157,7 +158,7 @@ class Similarity:
         size = len(solutions)
         if size < MIN_CLASS:
             return {}
-        limit = min(size // 3, max(4, size // 20))
+        limit = min(size // 3, max(4, size // 20), MAX_SHARED)
         spread = Counter(fingerprint for prints in solutions.values() for fingerprint in prints)
         stub = self._stubs.get(cell, frozenset())
         rare = {fingerprint for fingerprint, count in spread.items() if count <= limit} - stub
@@ -177,7 +178,7 @@ def _common(solutions: Mapping[str, frozenset[int]]) -> Counter[tuple[str, str]]
             holders[fingerprint].append(number)
     between: Counter[tuple[int, int]] = Counter()
     for numbers in holders.values():
-        if 1 < len(numbers) <= MAX_POSTING:
+        if len(numbers) > 1:
             between.update(combinations(numbers, 2))
     common: Counter[tuple[str, str]] = Counter()
     for (one, other), count in between.items():

@@ -136,6 +136,15 @@ def test_a_locked_gradebook_is_named_with_what_to_do(tiny):
         other.rollback()
 
 
+def test_what_must_stay_private_holds_gradebook_secret_sources_and_submissions(tiny, assignment, quickstart):
+    private = [str(path) for path in assignment.private]
+    for name in ("course", "course/gradebook.db", "course/submitted", "course/autograded", "solutions"):
+        assert str(tiny.root / name) in private
+    assert str(tiny.root / "labs") not in private and str(tiny.root) not in private
+    plain = [path.name for path in Assignment(quickstart, "ps1").private]
+    assert {"gradebook.db", "course", "source", "submitted", "autograded", "feedback", "solution"} <= set(plain)
+
+
 # --- submissions ----------------------------------------------------------------------------------------------------
 def test_submissions_are_folders_sorted_whatever_is_in_them(tiny, assignment, folder, released):
     tiny.submit("zoe", LAB, released)

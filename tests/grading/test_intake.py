@@ -569,3 +569,18 @@ def test_notes_do_not_grow_without_end(released, by_id):
     submitted.cells += [copy.deepcopy(by_id(released, "double-test")) for _ in range(200)]
     notes = stage(submitted, released).notes
     assert len(notes) == 51 and "150 more" in notes[-1]
+
+
+def test_a_source_nested_without_end_is_empty_with_a_note(folder):
+    deep = "[" * 50_000 + "]" * 50_000
+    hand_in(folder, f'{{"cells": [{{"cell_type": "code", "source": {deep}}}]}}')
+    submission = read_submission(folder, LAB)
+    assert sources(submission.notebook) == [""] and told(submission, "could not be read", "cell 1")
+
+
+def test_pictures_of_absurd_size_are_left_out_when_staging(released, by_id):
+    submitted = copy.deepcopy(released)
+    by_id(submitted, "explain").source = "See ![it](attachment:a.png)"
+    by_id(submitted, "explain").attachments = {"a.png": {"image/png": "x" * 2_000_001}}
+    staged = stage(submitted, released)
+    assert "attachments" not in by_id(staged.notebook, "explain") and "2,000,000 bytes" in staged.notes[0]

@@ -304,3 +304,23 @@ def test_written_where_asked_whole_and_for_the_owner_only(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600 and os.listdir(path.parent) == [path.name]
     assert "Submissions graded 5" in Page(path.read_text()).text
     assert write_report(config, LAB, tmp_path / "mine.html").exists()
+
+
+def test_points_given_in_formgrader_are_read_from_the_gradebook(tiny):
+    from nbgrader.api import Gradebook
+    from nbgrader.coursedir import CourseDirectory
+
+    from lecturekit.grading.course import settings
+    from lecturekit.grading.report import _manual, _stubs
+
+    lab = "lab99_tiny"
+    with Gradebook(f"sqlite:///{tiny.root / 'course' / 'gradebook.db'}") as gradebook:
+        for student, waits in (("graded", False), ("waiting", True)):
+            gradebook.add_student(student)
+            gradebook.add_submission(lab, student)
+            grade = gradebook.find_grade("explain", lab, lab, student)
+            grade.manual_score, grade.needs_manual_grade = 1.5, waits
+        gradebook.db.commit()
+    coursedir = CourseDirectory(config=settings(tiny.root))
+    assert _manual(coursedir, lab) == {("graded", lab, "explain"): 1.5}
+    assert "raise NotImplementedError" in _stubs(coursedir, lab)["double"]

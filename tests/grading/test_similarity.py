@@ -55,6 +55,21 @@ def made_up(seed: int) -> str:
     return "\n".join([*lines, "    return a"])
 
 
+def varied(seed: int) -> str:
+    """A program of about 130 tokens whose structure, not only its names, is its own: nested expressions at random."""
+    draw = random.Random(seed)
+
+    def expression(depth: int) -> str:
+        if depth == 0:
+            return draw.choice(["a", "b.x", "1", "'s'", "c[0]"])
+        form = draw.choice(["({} {op} {})", "f({}, {})", "[{}, {}]", "({} if {} else d)", "({}, -{})", "g({})[{}]"])
+        operator = draw.choice("+ - * / @ ** // % & | ^ < > == !=".split())
+        return form.format(expression(depth - 1), expression(depth - 1), op=operator)
+
+    starts = ["x = ", "return ", "assert ", "y += ", "del ", "yield ", "await ", "z: int = "]
+    return "def f(a, b, c):\n" + "\n".join(f"    {draw.choice(starts)}{expression(2)}" for _ in range(8))
+
+
 def a_class(size=40, **others):
     found = Similarity({"train": "def train(model, batches, steps):\n    raise NotImplementedError"})
     for number in range(size):
@@ -140,6 +155,25 @@ def test_the_work_grows_with_the_class_not_with_its_square():
 
     found = Similarity()
     for number in range(3000):
-        found.add(f"s{number:05}", "train", made_up(number))
-    looked_at = len(_common(found._distinctive("train")))
-    assert looked_at < 100_000
+        found.add(f"s{number:05}", "train", varied(number))
+    distinctive = found._distinctive("train")
+    assert len(distinctive) > 2900  # else there would be nothing to compare, and this would show nothing
+    assert sum(map(len, distinctive.values())) / len(distinctive) > 10
+    assert len(_common(distinctive)) < 100_000
+
+
+def test_one_copy_is_found_among_many_varied_solutions():
+    found = Similarity()
+    for number in range(1000):
+        found.add(f"s{number:05}", "train", varied(number))
+    found.add("ann", "train", LONG)
+    found.add("bob", "train", RENAMED)
+    (alike,) = found.alike()
+    assert alike.students == ("ann", "bob")
+
+
+def test_a_usual_way_to_write_it_makes_no_thousands_of_pairs():
+    """4 % of a class of 1,000 wrote the same: more than 30 people, so it is no evidence."""
+    assert a_class(size=960, **{f"t{number:02}": LONG for number in range(40)}) == []
+    (alike,) = a_class(size=960, **{f"t{number:02}": LONG for number in range(25)})
+    assert len(alike.students) == 25

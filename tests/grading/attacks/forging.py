@@ -406,6 +406,8 @@ pipe_out, pipe_in = os.pipe()
 os.set_blocking(pipe_out, False)
 os.set_blocking(pipe_in, False)
 def stash(*values):
+    if hasattr(values[0], "any") and not values[0].any():
+        return  # the lab's own call
     text = repr([v.tolist() if hasattr(v, "tolist") else v for v in values])
     seen.append(text)
     data = text.encode()[:4000]
@@ -419,7 +421,7 @@ def seen_was(where, what):
     if what not in (None, b"", []):
         print("SE" + "EN", where, what, flush=True)
 def unstash():
-    seen_was("hidden inputs in a global", seen[-1:])
+    seen_was("hidden inputs in a global", seen[-8:])
     seen_was("hidden inputs in shared memory", bytes(box[:]).rstrip(b"\\0"))
     seen_was("hidden inputs in a pipe", attempt(os.read, pipe_out, 4000))
     for folder in FOLDERS:
