@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import inspect
 import json
 import random
 import resource
@@ -34,6 +33,7 @@ from traitlets.config import Config
 from lecturekit.checking import questions
 from lecturekit.grading.assignment import Assignment
 from lecturekit.grading.course import put_environment_on_path, settings
+from lecturekit.grading.excerpt import answer_source
 from lecturekit.grading.execute import Grader
 from lecturekit.grading.options import GradingOptions
 from lecturekit.grading.record import Recorder
@@ -251,22 +251,8 @@ def right_variants() -> dict[str, list[str]]:
     for cell, name in QUESTIONS.items():
         test = next(c for c in notebook.cells if c.metadata.get("nbgrader", {}).get("grade_id") == f"{cell}-test")
         answer = test.source.partition(", ")[2].partition(")")[0]
-        found[cell] = [own[cell], *(_as_answer(a, answer) for a in asked[name].alternatives.values())]
+        found[cell] = [own[cell], *(answer_source(a, answer) for a in asked[name].alternatives.values())]
     return found
-
-
-def _as_answer(alternative: Any, name: str) -> str:
-    """A registered alternative as a student would have written it, with what it stands on."""
-    from lecturekit.grading.excerpt import excerpt
-
-    module = sys.modules[alternative.__module__]
-    text = inspect.getsource(module)
-    lines, start = inspect.getsourcelines(alternative)
-    body = textwrap.dedent("".join(line for line in lines if not line.startswith("@")))
-    kind = "class" if inspect.isclass(alternative) else "def"
-    renamed = body.replace(f"{kind} {alternative.__name__}", f"{kind} {name}", 1)
-    # the definition under its new name, put at the end of its module, and then cut out with all that it uses
-    return excerpt(f"{text}\n\n{renamed}", [name]).source
 
 
 def _results(course: Course) -> Iterator[Any]:

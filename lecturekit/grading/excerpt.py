@@ -12,9 +12,11 @@ import copy
 import dis
 import functools
 import inspect
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import CodeType, FunctionType
+from typing import Any, TypeGuard
 
 from lecturekit.checking.attempt import call
 from lecturekit.checking.question import Question
@@ -75,6 +77,28 @@ def driver_source(question: Question) -> tuple[str, str] | None:
     return _cut(tree, [DRIVER]).source, DRIVER
 
 
+def answer_source(candidate: Any, name: str) -> str:
+    """A registered misconception or alternative as a student would hand it in: source that defines it under this name.
+
+    candidate: a function or class that stands at the top level of its module, else ValueError.
+    """
+    tree = ast.parse("".join(inspect.findsource(sys.modules[candidate.__module__])[0]))
+    lines = [part.__code__.co_firstlineno for part in (candidate, *vars(candidate).values()) if _is_function(part)]
+    for place, statement in enumerate(tree.body):
+        if not isinstance(statement, (ast.FunctionDef, ast.ClassDef)) or not lines:
+            continue
+        if _first_line(statement) <= lines[0] <= (statement.end_lineno or 0):
+            renamed = copy.copy(statement)
+            renamed.name, renamed.decorator_list = "_answer", []
+            tree.body[place] = renamed
+            return f"{_cut(tree, ['_answer']).source}\n{name} = _answer\n"
+    raise ValueError(f"{candidate!r} must be a function or class at the top level of its module")
+
+
+def _is_function(part: object) -> TypeGuard[FunctionType]:
+    return isinstance(part, FunctionType)
+
+
 def _cut(tree: ast.Module, names: Iterable[str]) -> Excerpt:
     binders: dict[str, list[int]] = {}
     for place, statement in enumerate(tree.body):
@@ -98,7 +122,7 @@ def _cut(tree: ast.Module, names: Iterable[str]) -> Excerpt:
     return Excerpt(text + "\n", frozenset(name for statement in chosen for name in _bound(statement)))
 
 
-def _first_line(function: ast.FunctionDef) -> int:
+def _first_line(function: ast.FunctionDef | ast.ClassDef) -> int:
     return min([function.lineno, *(decorator.lineno for decorator in function.decorator_list)])
 
 

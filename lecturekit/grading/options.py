@@ -42,16 +42,29 @@ class GradingOptions:
 
     @classmethod
     def from_config(cls, config: Any, **overrides: Any) -> GradingOptions:
-        """The options that nbgrader_config.py sets as c.Grader.<name>; keyword arguments come before those.
+        """The options that nbgrader_config.py, or nbgrader's command line, sets as c.Grader.<name>.
 
-        Raises ValueError for a name that there is not, so that a misspelt limit is not silently ignored.
+        Keyword arguments come before those. Raises ValueError for a name that there is not, so that a misspelt limit
+        is not silently ignored.
         """
         names = {field.name for field in fields(cls)}
         section = dict(config.get("Grader", {}))
-        for name in section:
+        for name, value in section.items():
             if name not in names:
                 raise ValueError(f"c.Grader.{name}: there is no such setting; there are {', '.join(sorted(names))}")
+            if isinstance(value, str) and name != "isolation":  # so it comes from the command line
+                section[name] = _from_text(name, value)
         return cls(**(section | overrides))
 
     def to_data(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _from_text(name: str, text: str) -> bool | float:
+    if name == "gpu" and text in ("True", "False"):
+        return text == "True"
+    try:
+        return float(text) if name.endswith("seconds") else int(text)
+    except ValueError:
+        kind = "True or False" if name == "gpu" else "a number"
+        raise ValueError(f"c.Grader.{name} must be {kind}, got {text!r}") from None

@@ -184,7 +184,7 @@ def test_references_cannot_be_imported_or_read_while_their_questions_are_open(gr
             "import pathlib, lecturekit, sys\n"
             "for top in {pathlib.Path(lecturekit.__file__).parent, *map(pathlib.Path, sys.path)}:\n"
             "    for path in top.rglob('*'):\n"
-            "        if path.is_file() and 'lecturekit' in str(path) and b'Hu et al. 2022, eq. 3' in path.read_bytes():\n"
+            "        if path.is_file() and 'lecturekit' in str(path) and b'2022, eq. 3' in path.read_bytes():\n"
             "            print('found', path)",
             asking("lora.merge", "lora.merge"),
         )
@@ -219,7 +219,7 @@ def test_nothing_that_is_shown_comes_from_a_hidden_case(grader):
     "trick",
     [
         "import lecturekit.checking.attempt as a\na._attempt = lambda *_: a.Attempt(parts={'result': torch.zeros(1)})",
-        "import lecturekit.grading.kernel as k\nk.reply_to = lambda message, _: {'nonce': message['nonce'], 'passed': True}",
+        "import lecturekit.grading.kernel as k\nk.reply_to = lambda m, _: {'nonce': m['nonce'], 'passed': True}",
         "import lecturekit.grading.codec as c\nsend = c.send\n"
         "c.send = lambda sock, value, **k: send(sock, {'nonce': value.get('nonce'), 'attempts': [], 'score': 10}, **k)",
         "class Equal(torch.Tensor):\n    __eq__ = __sub__ = __le__ = lambda *_: torch.ones(1).bool()\n"
@@ -257,7 +257,10 @@ def test_an_error_of_the_students_own_cannot_carry_hidden_inputs_into_the_feedba
 
 def test_a_patched_displayhook_earns_no_partial_credit(grader):
     patch = "import sys\nsys.displayhook(7)\nget_ipython().displayhook = lambda value: None\nvalue = 1"
-    trick = "class Loud:\n    def __eq__(self, other):\n        get_ipython().displayhook(9)\n        raise KeyError\nvalue = Loud()"
+    trick = (
+        "class Loud:\n    def __eq__(self, other):\n        get_ipython().displayhook(9)\n        raise KeyError\n"
+        "value = Loud()"
+    )
     graded = grader.grade(job(trick, patch.replace("value = 1", ""), plain("t", "assert value == 3")))
     assert graded.marks[0].score == 0
 
@@ -331,7 +334,8 @@ def test_the_process_sees_and_reaches_nothing_of_the_machine(grader, tmp_path):
 def test_nothing_of_one_notebook_reaches_the_next(grader):
     leave = (
         "import os\nopen('/tmp/left', 'w').write('x'); open('/dev/shm/left', 'w').write('x')\n"
-        "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        import time\n        time.sleep(600)\n    os._exit(0)\n"
+        "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        import time\n        time.sleep(600)\n"
+        "    os._exit(0)\n"
         "os.environ['LEFT'] = torch.left = 'x'"
     )
     look = (

@@ -137,7 +137,7 @@ def graded(tiny, by_id):
     for make in SUBMISSIONS:
         notebook, expected[make.__name__] = make(tiny.released(LAB), by_id)
         tiny.submit(make.__name__, LAB, notebook)
-    for command in (["autograde", "--Execute.timeout=10"], ["generate_feedback"]):
+    for command in (["autograde", "--Grader.cell_seconds=10"], ["generate_feedback"]):
         done = tiny.nbgrader(*command, LAB)
         assert done.returncode == 0, done.stderr[-3000:]
     return tiny, expected

@@ -1,6 +1,6 @@
 """nbgrader's round trip for every lab of the course: right, blank, right by another way, and each misconception.
 
-Submission "wrong 3" gives every question its third known mistake, so one notebook tests a mistake of each question.
+Submission "wrong_3" gives every question its third known mistake, so one notebook tests a mistake of each question.
 """
 
 import copy
@@ -9,11 +9,12 @@ import re
 import pytest
 
 from lecturekit.checking import questions
+from lecturekit.grading.excerpt import answer_source
 from lecturekit.grading.release import release
 from lecturekit.grading.stage import is_solution, is_test
 from lecturekit.labs import labs, to_notebook
 
-# one notebook takes 10 to 30 seconds, and there is one for each row of a question's misconceptions
+# there is one notebook for each row of the questions' misconceptions, and each takes seconds
 pytestmark = [pytest.mark.slow, pytest.mark.grading, pytest.mark.models, pytest.mark.timeout(1800)]
 LABS = list(labs())
 
@@ -41,10 +42,9 @@ class Lab:
             r"^ *### (BEGIN|END) SOLUTION\n?", "", by_id(self.source, self.answers[question]).source, flags=re.M
         )
 
-    def given(self, question, collection, key):
-        """An answer cell that takes one of the question's known candidates for its own."""
-        name = self.tests[question][1]
-        return f"from lecturekit.checking.question import get\n\n{name} = get({question!r}).{collection}[{key!r}]"
+    def given(self, question, candidate):
+        """An answer cell with one of the question's known candidates as its own code."""
+        return answer_source(candidate, self.tests[question][1])
 
 
 def without_measuring(notebook):
@@ -72,16 +72,16 @@ def submissions(lab, released, by_id):
     for number in range(max(len(asked.alternatives) for asked in lab.questions)):
         sources = {}
         for asked in lab.questions:
-            name = list(asked.alternatives)[number % len(asked.alternatives)]
-            sources[asked.id] = lab.given(asked.id, "alternatives", name)
-        yield f"another way {number + 1}", answered(sources), points, {}
+            candidates = list(asked.alternatives.values())
+            sources[asked.id] = lab.given(asked.id, candidates[number % len(candidates)])
+        yield f"another_way_{number + 1}", answered(sources), points, {}
     for number in range(max(len(asked.misconceptions) for asked in lab.questions)):
         wrong = {
             asked.id: asked.misconceptions[number] for asked in lab.questions if number < len(asked.misconceptions)
         }
-        sources = right | {question: lab.given(question, "misconceptions", number) + ".candidate" for question in wrong}
+        sources = right | {question: lab.given(question, known.candidate) for question, known in wrong.items()}
         expected = points | dict.fromkeys(wrong, 0)
-        yield f"wrong {number + 1}", answered(sources), expected, {q: found.name for q, found in wrong.items()}
+        yield f"wrong_{number + 1}", answered(sources), expected, {q: found.name for q, found in wrong.items()}
     yield "mishaps", mishaps(lab, answered(right), by_id), points, {}
 
 
@@ -141,7 +141,7 @@ def test_feedback_names_each_mistake(graded):
     for student, (_, words) in expected.items():
         notebook = course.graded(student, lab.name)
         errors = {
-            cell.metadata.nbgrader.grade_id: output.evalue
+            cell.metadata.nbgrader.grade_id: "\n".join(output.traceback)
             for cell in notebook.cells
             if is_test(cell)
             for output in cell.outputs
