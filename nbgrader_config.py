@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+from nbconvert.preprocessors import CSSHTMLHeaderPreprocessor as CSSHTMLHeader
+from nbgrader.preprocessors import ClearHiddenTests, GetGrades
+
 from lecturekit.grading.autograde import install
 from lecturekit.grading.course import put_environment_on_path
 
@@ -36,3 +39,4 @@ c.ClearSolutions.text_stub = "*Your answer here.*"
 install()  # `nbgrader autograde` and formgrader's button grade as `lecturekit grade` does, in the sandbox
 c.Grader.cell_seconds = 120  # for one cell; in the smoke profile it takes a few
 c.Grader.notebook_seconds = 900  # for a whole notebook, its questions included
+c.GenerateFeedback.preprocessors = [GetGrades, ClearHiddenTests, CSSHTMLHeader]  # hidden tests stay hidden

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+# what the extra `grading` installs
+GRADING_PACKAGES = ("nbgrader", "jupytext", "nbformat", "nbclient", "nbconvert", "traitlets", "distributed", "dask")
+
 
 class UsageError(ValueError):
     """A name on the command line that there is nothing of."""
@@ -29,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except ModuleNotFoundError as error:
         needed = error.name or ""
-        if needed.split(".")[0] not in ("nbgrader", "jupytext", "nbformat", "nbclient", "nbconvert", "traitlets"):
+        if needed.split(".")[0] not in GRADING_PACKAGES:
             raise
         print(
             f"lecturekit: {needed} is not installed: run `make release`, which adds what grading needs", file=sys.stderr
@@ -221,6 +224,37 @@ def _grade(options: argparse.Namespace) -> int:
     )
     print(summary.table())
     return summary.status
+
+
+def _collect(options: argparse.Namespace, config: Any) -> None:
+    """Bring a download into submitted/, and say of each file that was left out why."""
+    from lecturekit.grading.collect import SKIPPED, collect
+
+    root = Path(config.CourseDirectory.root)
+    released = (root / config.CourseDirectory.release_directory / options.lab).glob("*.ipynb")
+    collected = collect(
+        options.submissions,
+        options.lab,
+        root / config.CourseDirectory.submitted_directory,
+        _roster(options.roster) if options.roster else None,
+        notebooks=sorted(path.stem for path in released),
+    )
+    for one in collected:
+        if one.why:
+            print(f"{one.file} · {one.what}: {one.why}")
+    taken = sum(one.what != SKIPPED for one in collected)
+    print(f"{taken} of {len(collected)} files collected")
+
+
+def _roster(path: Path) -> dict[str, str]:
+    """{name in the download: student id} from a CSV file with the columns name and id."""
+    import csv
+
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not {"name", "id"} <= rows[0].keys():
+        raise UsageError(f"{path} must be a CSV file with a first line `name,id` and a line for each student")
+    return {row["name"]: row["id"] for row in rows}
 
 
 def _report(options: argparse.Namespace) -> int:

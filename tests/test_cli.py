@@ -7,7 +7,7 @@ import pytest
 
 from lecturekit import cli
 
-COMMANDS = ("models", "release", "labs-full", "results", "questions", "prove")
+COMMANDS = ("models", "release", "labs-full", "results", "questions", "prove", "grade", "report")
 
 
 def test_help_describes_every_command(capsys):

@@ -40,6 +40,7 @@ GRADER = "lecturekit.grading.execute:Grader"
 ATTEMPTS = 2  # how often a notebook is tried whose grading raises
 DEATHS = 3  # how many workers may die over one notebook
 AHEAD = 4  # jobs handed out for each worker, so that none waits for the coordinator and memory stays flat
+REMEDY = "use the same checkout and environment on both, and restart the worker"
 LOST = "the scheduler was lost; what was graded is kept: start again to go on"
 
 
@@ -120,25 +121,25 @@ def run_job(
     job_data: str, options_data: dict[str, Any], expected: dict[str, str], hide: tuple[str, ...], grader: str
 ) -> str:
     """The task: grade one notebook. Job and result are JSON. expected: the coordinator's `identity`."""
-    job, options = _job(job_data), GradingOptions(**options_data)
-    refuse_mismatch(job.lab, options, expected)
+    job = _job(job_data)
+    if unlike := difference(job.lab, expected):
+        from distributed import get_worker
+
+        raise Mismatch(f"worker {get_worker().address} has {unlike}")
+    options = GradingOptions(**options_data)
     with _one_at_a_time:
         name = (job.lab, options, tuple(hide), grader)
         warm = _warm.setdefault(name, WarmGrader(*name))
         return json.dumps(warm.grade(job).to_data())
 
 
-def refuse_mismatch(lab: str, options: GradingOptions, expected: dict[str, str]) -> None:
-    """Raise Mismatch when this process grades differently from the coordinator."""
-    found = identity(lab, options)
-    for name in expected.keys() | found.keys():
-        if expected.get(name) != found.get(name):
-            from distributed import get_worker
-
-            raise Mismatch(
-                f"worker {get_worker().address} has {name} {found.get(name)}, but the coordinator has "
-                f"{expected.get(name)}: use the same checkout and environment on both, and restart the worker"
-            )
+def difference(lab: str, expected: dict[str, str]) -> str:
+    """In what this process is not like the coordinator, whose `identity` is given, "" for nothing."""
+    found = identity(lab)
+    for name, value in expected.items():
+        if found.get(name) != value:
+            return f"{name} {found.get(name)}, but the coordinator has {value}: {REMEDY}"
+    return ""
 
 
 @atexit.register
@@ -247,11 +248,11 @@ def run(
     Jobs are taken from `jobs` only as fast as they are done. Raises LabError when a worker is another version or cannot
     grade, or when the scheduler is lost.
     """
-    from distributed import CommClosedError
+    from distributed.comm import CommClosedError
 
     options = replace(options, gpu=options.gpu or gpu)
     resources = {"GPU": 1} if gpu else None
-    batch = _Batch(client, lab, options, resources, hide, grader or GRADER, identity(lab, options))
+    batch = _Batch(client, lab, options, resources, hide, grader or GRADER, identity(lab))
     try:
         batch.refuse_mismatch()
         yield from batch.outcomes(jobs)
@@ -280,11 +281,12 @@ class _Batch:
     def refuse_mismatch(self) -> None:
         """Ask every worker before work is lost; those that come later are asked with each job."""
         try:
-            self.client.run(refuse_mismatch, self.lab, self.options, self.expected)
-        except Mismatch as error:
-            raise LabError(str(error)) from error
-        except ImportError as error:
-            raise LabError(f"a worker cannot import the course ({error}): install this checkout there") from error
+            answers = self.client.run(difference, self.lab, self.expected)
+        except (ImportError, AttributeError, TypeError) as error:
+            raise LabError(f"a worker has no grader like this one ({reason(error)}): {REMEDY}") from error
+        for address, unlike in answers.items():
+            if unlike:
+                raise LabError(f"worker {address} has {unlike}")
 
     def outcomes(self, jobs: Iterator[Job]) -> Iterator[Outcome]:
         from distributed import as_completed

@@ -302,8 +302,8 @@ class _Notebook:
                 return {}
             try:
                 verdict = self._ask(index, ask, self.snapshots[index], public=True)
-            except ProcessDied:
-                verdict = self.judge.died(ask, "died")
+            except ProcessDied:  # the snapshot has gone: asked again later, in a fresh process
+                return {}
             if verdict.passed:
                 return {}
             self.verdicts[place] = verdict

@@ -8,6 +8,7 @@ outputs back as data. Nothing in this process is trusted: what it sends is limit
 from __future__ import annotations
 
 import builtins
+import fcntl
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -87,20 +88,22 @@ class Kernel:
     def snapshot(self) -> None:
         """Fork a process that stays as it is now and answers questions on a socket of its own."""
         _, fds, _, _ = socket.recv_fds(self.sock, 1, 1)
+        end = fcntl.fcntl(fds[0], fcntl.F_DUPFD_CLOEXEC, 10)  # a notebook that closed its standard output gets that
+        os.close(fds[0])
         threads = len(os.listdir("/proc/self/task"))
         if threads > 1 or _cuda_in_use():  # a fork would have the locks of threads that it does not have
-            os.close(fds[0])
+            os.close(end)
             self.send({"done": True, "forked": False})
             return
         sys.stdout.flush()
         sys.stderr.flush()
         if os.fork():
-            os.close(fds[0])
+            os.close(end)
             self.send({"done": True, "forked": True})
             return
         try:
             self.sock.close()
-            _wait_for_questions(socket.socket(fileno=fds[0]), self.shell.user_ns)
+            _wait_for_questions(socket.socket(fileno=end), self.shell.user_ns)
         finally:
             os._exit(0)
 

@@ -133,8 +133,8 @@ def test_a_worker_killed_in_mid_run_loses_nothing(folder, monkeypatch):
 
 
 def test_workers_of_another_version_are_refused_with_both_versions(two, folder, monkeypatch):
-    own = cluster.identity(LAB, GradingOptions())
-    monkeypatch.setattr(cluster, "identity", lambda lab, options: own | {"torch": "1.0.0"})
+    own = cluster.identity(LAB)
+    monkeypatch.setattr(cluster, "identity", lambda lab: own | {"torch": "1.0.0"})
     with pytest.raises(LabError, match=rf"worker tcp://.* has torch {own['torch']}, but the coordinator has 1.0.0"):
         run(two, [job(folder, "ada")], folder)
     monkeypatch.setattr(cluster._Batch, "refuse_mismatch", lambda self: None)
@@ -275,9 +275,9 @@ def test_a_job_and_its_result_travel_as_json(folder, monkeypatch):
     sent = job(folder, "ada", score=3.0)
     text = json.dumps({**sent.__dict__, "notes": list(sent.notes)})
     assert cluster._job(text) == sent
-    options = GradingOptions()
-    expected = cluster.identity(LAB, options)
-    back = cluster.run_job(text, options.to_data(), expected, (str(folder),), "fake_grading:Grader")
+    back = cluster.run_job(
+        text, GradingOptions().to_data(), cluster.identity(LAB), (str(folder),), "fake_grading:Grader"
+    )
     assert isinstance(back, str) and Graded.from_data(json.loads(back)).score == 3.0
     cluster.close_graders()
     assert not cluster._warm

@@ -141,11 +141,9 @@ def test_feedback_names_each_mistake(graded):
     for student, (_, words) in expected.items():
         notebook = course.graded(student, lab.name)
         errors = {
-            cell.metadata.nbgrader.grade_id: "\n".join(output.traceback)
+            cell.metadata.nbgrader.grade_id: "".join(output.get("text", "") for output in cell.outputs)
             for cell in notebook.cells
-            if is_test(cell)
-            for output in cell.outputs
-            if output.output_type == "error"
+            if is_test(cell) and any(output.output_type == "error" for output in cell.outputs)
         }
         assert set(errors) == {lab.tests[question][0] for question in words}, student
         for question, name in words.items():
