@@ -89,7 +89,8 @@ def grade(
             )
             for student, why in assignment.skipped.items():
                 batch.fail(student, why)
-            run = _Run(lab, options, min(workers, len(submissions)), client, on_gpus, _private(assignment))
+            private = tuple(map(str, assignment.private))
+            run = _Run(lab, options, min(workers, len(submissions)), client, on_gpus, private)
             with closing(run.outcomes(batch.needed(submissions))) as outcomes:
                 for job, outcome in outcomes:
                     batch.take(job, outcome)
@@ -128,13 +129,6 @@ class _Run:
                 yield from cluster.run(client, jobs, self.lab, self.options, hide=self.hide)
         else:
             yield from cluster.grade_here(jobs, self.lab, self.options, hide=self.hide)
-
-
-def _private(assignment: Any) -> tuple[str, ...]:
-    """The folders of a course that hold marks, answers or the work of others."""
-    named = assignment.coursedir
-    names = [named.source_directory, named.submitted_directory, named.autograded_directory, named.feedback_directory]
-    return tuple(str(path) for path in [assignment.course, *(assignment.root / name for name in names)])
 
 
 def _refuse_unknown(lab: str, students: Sequence[str] | None, found: Iterable[str]) -> None:
@@ -267,6 +261,8 @@ class _Batch:
             found.results[job.notebook] = outcome
             for problem in outcome.problems:
                 self._say(f"{shown(job.student)} · {shown(job.notebook)} · {plain(problem)}")
+            if outcome.notes and not outcome.score:
+                self._say(f"{shown(job.student)} · {shown(job.notebook)} · no points; {plain(outcome.notes[0])}")
         if found.left == 0:
             del self.waiting[job.student]
             if job.student not in self.summary.failed:

@@ -406,9 +406,12 @@ def _plain_mark(cell: Any, outputs: list[dict[str, Any]]) -> Mark:
     if not kept and _ends_in_expression(cell.source):
         kept = [output for output in outputs if output["output_type"] == "execute_result"][:1]
     test.outputs = [from_dict(output) for output in kept]
-    score, points = determine_grade(test, _Silent())
-    score = round(score, 2)  # more digits could tell a hidden input
-    name, passed = cell.metadata.nbgrader.grade_id, score == points
+    name, points = cell.metadata.nbgrader.grade_id, float(cell.metadata.nbgrader.points)
+    try:
+        score = round(determine_grade(test, _Silent())[0], 2)  # more digits could tell a hidden input
+    except (ValueError, KeyError):  # more points than there are, or no text: the student's code may show anything
+        score = 0.0
+    passed = score == points
     if not kept or kept[0]["output_type"] != "error":
         text = "" if passed else f"{score:g} of {points:g} points"
         return Mark(

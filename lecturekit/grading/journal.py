@@ -34,7 +34,7 @@ from lecturekit.grading.work import Graded
 
 log = logging.getLogger(__name__)
 FORMAT = 1
-# the quickest level: a third larger than the best one, at a fifth of its time
+# the quickest level: files a sixth larger than with gzip's usual 6, written in less time
 COMPRESSION = 1
 _NAME = re.compile(r"([0-9a-f]{64})-([0-9a-f]{16})-([0-9a-f]{8})\.json\.gz")
 _VERSIONED = ("torch", "nbgrader", "transformers")

@@ -35,7 +35,10 @@ USER = 61000  # whom student code runs as when the grader runs as root; no file 
 PREFIX = "lecturekit-jail-"  # of folders and control groups, followed by the number of the process that made them
 START_SECONDS = 120.0  # for the zygote to import torch, on a busy machine
 # the parts of the grader that run inside the jail; they hold no secret and no answer
-GRADER_PARTS = {"__init__.py", "codec.py", "kernel.py", "zygote.py", "landlock.py"}
+GRADER_PARTS = {"__init__.py", "codec.py", "kernel.py", "zygote.py", "landlock.py", "seccomp.py"}
+# the controllers of cgroups version 1 and the files of their limits; a group of cpu has its own share of the processor,
+# however many processes are in it, so that the other notebooks keep theirs
+CONTROLLERS = {"memory": ["memory.limit_in_bytes"], "pids": ["pids.max"], "cpu": [], "cpu,cpuacct": []}
 # what tells answers, or judges: never in the jail
 LEFT_OUT = {"questions", "checking/question.py", "checking/prove.py", "cli.py", "labs.py", "bootstrap.py"}
 
@@ -272,9 +275,13 @@ class Jail:
         words += ["--ro-bind-try", str(data_dir()), str(INSIDE / "data")]
         words += ["--ro-bind-try", str(cache_dir()), str(INSIDE / "models")]
         words += ["--dev", "/dev", "--proc", "/proc", "--perms", "1777", "--tmpfs", "/tmp"]
+        words += ["--perms", "1777", "--tmpfs", "/dev/shm"]
         if self.options.gpu:
             for device in sorted(Path("/dev").glob("nvidia*")):
                 words += ["--dev-bind", str(device), str(device)]
+        # the folders made above belong to whoever runs this: without root that is the student's code as well, which
+        # could leave a module in one of them for the next student's notebook to import
+        words += ["--remount-ro", "/", "--remount-ro", "/dev"]
         return [*words, "--", *zygote]
 
     def _landlock_reads(self) -> list[Path]:
@@ -417,8 +424,8 @@ def _controllers() -> list[tuple[Path, list[str]]]:
                 top = Path(words[4])
                 folder = top / path.lstrip("/")
                 folder = folder if folder.is_dir() else top
-                if kind == "cgroup" and names in ("memory", "pids") and names in options:
-                    found.append((folder, ["memory.limit_in_bytes"] if names == "memory" else ["pids.max"]))
+                if kind == "cgroup" and names in CONTROLLERS and set(names.split(",")) <= set(options):
+                    found.append((folder, CONTROLLERS[names]))
                 elif kind == "cgroup2" and number == "0" and (folder / "cgroup.subtree_control").is_file():
                     enabled = (folder / "cgroup.subtree_control").read_text().split()
                     files = [file for name, file in (("memory", "memory.max"), ("pids", "pids.max")) if name in enabled]

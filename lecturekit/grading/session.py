@@ -21,6 +21,7 @@ from lecturekit.grading.sandbox import Jail
 
 ITEMS = 5000  # pieces of output of one notebook; text that is printed piece by piece arrives in larger ones
 GRACE = 5.0  # seconds beyond a limit that the process keeps itself, before it is killed
+OUTPUTS = codec.Limits(total=codec.LIMITS.body + codec.HEADER.size, tensors=0)  # what a cell shows is text
 CUT = "\n[The rest of what this notebook printed or showed was cut off.]\n"
 Requests = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -143,15 +144,15 @@ class Session:
     def _send(self, message: Mapping[str, Any], end: socket.socket | None = None) -> None:
         end = end or self._socket
         try:  # a process that does not read must not hold the worker up
-            codec.send(end, dict(message), strict=True, deadline=time.monotonic() + GRACE + 30)
+            codec.send(end, dict(message), strict=True, deadline=self._deadline(30))
         except TimeoutError as error:
             raise OutOfTime("the process does not read what it is sent") from error
         except (EOFError, OSError) as error:
             raise ProcessDied("the process has ended") from error
 
-    def _receive(self, end: socket.socket, deadline: float) -> dict[str, Any]:
+    def _receive(self, end: socket.socket, deadline: float, limits: codec.Limits = codec.LIMITS) -> dict[str, Any]:
         try:
-            message = codec.receive(end, deadline=deadline)
+            message = codec.receive(end, limits, deadline)
         except TimeoutError as error:
             raise OutOfTime("no answer within the time limit") from error
         except (EOFError, OSError, codec.CodecError) as error:
@@ -171,7 +172,7 @@ class Session:
                 self._take_text(outputs)
             if self._socket.fileno() not in ready:
                 continue
-            message = self._receive(self._socket, deadline)
+            message = self._receive(self._socket, deadline, OUTPUTS)
             if "output" in message:
                 self._take(message["output"], outputs)
             elif "passing" in message or "reference" in message:

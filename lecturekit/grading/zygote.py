@@ -125,6 +125,10 @@ def _isolate(shell: object, isolation: str, settings: dict[str, str], fds: list[
 
         landlock.restrict([Path(part) for part in settings["read"].split(":")], [Path(temporary), Path("/dev/null")])
     _drop_capabilities()
+    if isolation != "none":
+        from lecturekit.grading import seccomp
+
+        seccomp.restrict()
     if os.fork():
         _system("prctl", libc.prctl(SET_DUMPABLE, 0, 0, 0, 0))
         for fd in fds:

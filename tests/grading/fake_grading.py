@@ -9,7 +9,6 @@ import os
 import signal
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 from lecturekit.grading.work import Graded, Mark
 
@@ -67,8 +66,7 @@ class Assignment:
             raise LookupError(f"{lab} is not in the gradebook")
         self.course = self.root / "course"
         self.skipped = {}
-        names = ("source", "submitted", "autograded", "feedback")
-        self.coursedir = SimpleNamespace(**{f"{name}_directory": name for name in names})
+        self.private = [self.course, self.root / "solutions"]
 
     def submissions(self, students=None):
         found = {path.name: path / self.lab for path in sorted((self.course / "submitted").iterdir())}

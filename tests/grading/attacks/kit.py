@@ -163,6 +163,8 @@ FULL: dict[str, float | None] = {
     "inject-test": 15,
     "explain": None,  # a person decides what a written answer is worth
 }
+TESTS = tuple(name for name in FULL if name.endswith("-test"))
+NOTHING: dict[str, float | None] = dict.fromkeys(FULL, 0)
 QUESTIONS = {"lora.merge": 6, "lora.count": 6, "bitdelta.compress": 7, "lora.inject": 4}  # cases of each
 
 HONEST = {
@@ -265,7 +267,8 @@ class Attack:
     lay: Callable[[Path, Any], None] | None = None
     weak: str = ""
     sabotage: bool = False
-    reported: bool = False  # nothing can be graded: the log must name the student, and there are no marks
+    refused: bool = False  # nothing of it is read: the log must name the student
+    noted: str = ""  # what the student and the instructor must be told of it, in the graded notebook
 
     @property
     def marks(self) -> dict[str, float | None]:
@@ -304,6 +307,15 @@ def written_numbers(text: str) -> set[str]:
 def stealing(name: str, top: str, merge: str = WRONG["merge"], earned: Any = None, **rest: Any) -> Attack:
     """An attack that wants the 15 points of `merge` without a right answer; the other answers are honest."""
     return Attack(name, top, {"merge": merge} | rest.pop("answers", {}), earned=earned or {"merge-test": 0}, **rest)
+
+
+RIGHT_VALUE = "return weight + alpha / A.shape[0] * (B @ A)"
+
+
+def inside(action: str, then: str = "return weight.clone()") -> str:
+    """An answer to merge that does something when it is called."""
+    body = "\n".join("    " + line for line in action.strip().splitlines())
+    return f"def merge(weight, A, B, alpha):\n{body}\n    {then}"
 
 
 def filler(course: Path, **host: Any) -> Callable[[str, str], str]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from grading_attacks.forging import RIGHT_VALUE, inside
-from grading_attacks.kit import Attack, stealing
+from grading_attacks.kit import RIGHT_VALUE, Attack, inside, stealing
 
 STUBBORN = """
 import time, threading
