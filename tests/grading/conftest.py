@@ -140,6 +140,12 @@ def new_course():
     return Course
 
 
+@pytest.fixture(scope="session")
+def tiny_source():
+    """The source of the tiny lab."""
+    return TINY
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """A course whose tiny lab is released."""

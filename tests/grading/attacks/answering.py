@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grading_attacks.kit import HONEST, RIGHT_VALUE, Attack, inside, stealing
+from grading_attacks.kit import HONEST, Attack, inside, stealing
 
 FRAMES = """
 import struct, stat
@@ -38,7 +38,7 @@ def listen(fd):
     for _ in range(300):
         attempt(os.set_blocking, fd, False)
         data = attempt(os.read, fd, 65536)
-        leak(f"what came for the judge on {fd}", data)
+        leak(f"a question on {fd}", data if b"nonce" in (data or b"") else None)  # its own next cell is no secret
         time.sleep(0.01)
 """
 HOOKS = """
@@ -97,11 +97,70 @@ def odd(name: str) -> Attack:
 
 # knows what the driver of inject looks at, and shows it that instead of freezing the model
 FACTS = """
+import torch
 from torch import nn
 named_parameters = nn.Module.named_parameters
 def only_branches(self, *a, **k):
-    return [(n, p) for n, p in named_parameters(self, *a, **k) if n.endswith((".A", ".B"))]
+    found = named_parameters(self, *a, **k)
+    return [(n, p) for n, p in found if type(self).__name__ != "_Model" or n.endswith((".A", ".B"))]
 nn.Module.named_parameters = only_branches
+"""
+# and makes autograd give the gradients that a frozen model would have: what it then shows has been computed in earnest
+MATHEMATICS = """
+branches = []
+gradients = torch.autograd.grad
+def of_branches(output, leaves, **k):
+    found = gradients(output, leaves, **k)
+    return tuple(g if any(p is b for b in branches) else torch.zeros_like(g) for p, g in zip(leaves, found))
+torch.autograd.grad = of_branches
+"""
+NOTE_BRANCHES = """
+
+
+injected = add_lora
+def add_lora(model, *rest):
+    model = injected(model, *rest)
+    branches[:] = [p for n, p in named_parameters(model) if n.endswith((".A", ".B"))]
+    return model"""
+# honest but for the one line that freezes
+UNFROZEN = HONEST["inject"].replace("    model.requires_grad_(False)\n", "")
+# finds the judge's message in the frames above, and answers it on every socket there is
+BY_HAND = """
+import stat
+from lecturekit.grading import codec
+def reply(*attempts):
+    frame = sys._getframe()
+    while frame is not None and "nonce" not in (frame.f_locals.get("message") or ()):
+        frame = frame.f_back
+    message = frame.f_locals["message"]
+    full = list(attempts) * (len(message["cases"]) if len(attempts) == 1 else 1)
+    for name in os.listdir("/proc/self/fd"):
+        if stat.S_ISSOCK(attempt(lambda: os.fstat(int(name)).st_mode) or 0):
+            link = socket.socket(fileno=os.dup(int(name)))
+            codec.send(link, {"nonce": message["nonce"], "attempts": full})
+def made(**parts):
+    return {"parts": parts, "failure": "", "message": ""}
+"""
+# what a cell may say to the worker, and what it may not
+PROTOCOL = """
+import torch
+from lecturekit.grading import codec
+link = get_ipython().channel.sock
+def say(**message):
+    attempt(codec.send, link, message)
+say(output={"output_type": "display_data", "data": {"image/png": "?", "application/json": "{", 5: [], "x" * 5000: "y"}})
+say(output={"output_type": "error", "ename": 5, "evalue": None, "traceback": ["x" * 10**6] * 4})
+say(output={"output_type": "execute_result", "data": {"text/plain": 10**30}, "execution_count": "many"})
+say(output={"output_type": "stream", "name": "stdin", "text": "\\ud800" * 100})
+say(output=[[[[]]]] * 5000)
+def request(**message):
+    say(**message)
+    leak("the reference", (attempt(codec.receive, link) or {}).get("source"))
+for wanted in ("lora.none", ["lora.merge"], {"lora.merge": 1}, None, 7):
+    request(passing=wanted)
+for wanted in (["os", "system"], ["lecturekit.tuning.lora", "*"], ["lecturekit.tuning.lora", "no such\\n"],
+               ["lecturekit.tuning.lora", ""], ["../lora", "merge"], "merge", [[], {}], 5):
+    request(reference=wanted)
 """
 
 ATTACKS = [
@@ -127,11 +186,20 @@ ATTACKS = [
         {"count": "def storage(shapes, r, bits):\n    return 10**5000, 10.0**308"},
         earned={"count-test": 0},
     ),
+    Attack("forges_what_a_driver_sees", FACTS, {"inject": UNFROZEN}, earned={"inject-test": 0}),
     Attack(
-        "forges_what_a_driver_sees",
-        FACTS,
-        {"inject": HONEST["inject"].replace("    model.requires_grad_(False)\n", "")},
+        "forges_what_a_driver_sees_and_computes",
+        FACTS + MATHEMATICS,
+        {"inject": UNFROZEN + NOTE_BRANCHES},
         earned={"inject-test": 0},
-        weak="a driver runs beside the student's code; what is compared on unseen inputs must be right all the same",
+        weak="a driver runs beside the student's code. To pass without freezing, one must have put the right branches "
+        "in the right places and computed a step of training in which nothing else moves",
     ),
+    stealing("answers_by_hand", BY_HAND, inside("reply(made(result=weight))")),
+    stealing("answers_by_hand_with_a_verdict", BY_HAND, inside("reply({'passed': True, 'score': 15.0})")),
+    stealing("answers_by_hand_with_too_many", BY_HAND, inside("reply(*[made(result=weight)] * 9999)")),
+    stealing("answers_by_hand_with_much", BY_HAND, inside("reply(made(result=weight.new_zeros(10**7)))")),
+    stealing("says_what_it_may_not", PROTOCOL),
+    stealing("says_that_it_is_done", PROTOCOL + "say(done=True, count=10**9)\nsay(done=True)", sabotage=True),
+    stealing("sends_much", PROTOCOL + "for _ in range(50):\n    say(output=torch.zeros(2**25))", sabotage=True),
 ]

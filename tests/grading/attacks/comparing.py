@@ -1,7 +1,6 @@
 """Attacks on what compares: patched functions and builtins, IPython, objects equal to everything, plain asserts.
 
-Unless said otherwise an attack of this suite wants the 15 points of `merge`, whose answer is wrong, and answers the rest
-honestly.
+Unless said otherwise an attack wants the 15 points of `merge`, whose answer is wrong, and answers the rest honestly.
 """
 
 from __future__ import annotations
@@ -133,7 +132,7 @@ ATTACKS = [
     stealing(
         "patches_comparisons",
         COMPARISONS + BUILTINS + "torch.Tensor.all = lambda self, *a: torch.tensor(True)",
-        earned={"merge-test": 0, "inject-test": 15},
+        sabotage=True,
         plain="earns 15 points for a wrong answer",
         plain_marks={"merge-test": 15},
     ),
@@ -164,6 +163,7 @@ ATTACKS = [
             {"rows": answer},
             earned={"rows-test": 0},
             weak=PLAIN,
+            sabotage=bool(top),
             **(
                 {"plain": "earns 5 points", "plain_marks": {"rows-test": 5}}
                 if name in ("patches_what_asserts_use", "shows_a_number_in_a_plain_test")

@@ -106,36 +106,40 @@ def many_links(folder: Path, notebook: Any) -> None:
 EVIL = "print('LE' + 'AK a file beside the notebook was imported')\n"
 
 
-def _file(name: str, lay: Any, reported: bool = True) -> Attack:
-    return Attack(name, lay=lay, reported=reported, earned=NOTHING if reported else {})
+def _file(name: str, lay: Any, noted: str = "", refused: bool = False) -> Attack:
+    """noted: what must be told where the notebook counts for nothing."""
+    return Attack(name, lay=lay, noted=noted, refused=refused, earned=NOTHING if noted else {})
+
+
+DAMAGED, NO_NOTEBOOK, LINK = "is damaged", "is not a notebook", "counts as not handed in: it is a link"
 
 
 ATTACKS = [
-    _file("corrupt", holding(b'{"cells": [{"cell_type": "code", "sour')),
-    _file("empty", holding(b"")),
-    _file("only_zeros", holding(bytes(5000))),
-    _file("a_list", holding(b"[]")),
-    _file("a_number", holding(b"1e999")),
-    _file("no_cells", holding(b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}}')),
-    _file("deep_json", holding(b'{"cells":' + b"[" * 200_000 + b"]" * 200_000 + b"}")),
-    _file("a_long_number", holding(b'{"nbformat": ' + b"9" * 100_000 + b"}")),
-    _file("a_picture", holding(b"\x89PNG\r\n\x1a\n" + bytes(range(256)))),
-    _file("a_web_page", holding(b"<!doctype html><title>Sign in</title>")),
-    _file("with_a_mark", encoded("utf-8-sig"), reported=False),
-    _file("in_utf_16", encoded("utf-16"), reported=False),
-    _file("missing", missing),
-    _file("wrong_name", named(f"{LAB}(1).ipynb"), reported=False),
-    _file("wrong_case", named(f"{LAB.upper()}.IPYNB"), reported=False),
-    _file("a_folder_instead", a_folder_instead),
-    _file("a_pipe", a_pipe),
-    _file("linked_folder", linked_folder),
-    _file("linked_to_shadow", linked("/etc/shadow")),
-    _file("linked_to_zeros", linked("/dev/zero")),
-    _file("linked_to_a_friend", linked(f"../../honest-1/{LAB}/{LAB}.ipynb")),
-    _file("linked_to_the_gradebook", linked("../../../gradebook.db")),
+    _file("corrupt", holding(b'{"cells": [{"cell_type": "code", "sour'), DAMAGED),
+    _file("empty", holding(b""), "is empty"),
+    _file("only_zeros", holding(bytes(5000)), NO_NOTEBOOK),
+    _file("a_list", holding(b"[]"), NO_NOTEBOOK),
+    _file("a_number", holding(b"1e999"), NO_NOTEBOOK),
+    _file("no_cells", holding(b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}}'), NO_NOTEBOOK),
+    _file("deep_json", holding(b'{"cells":' + b"[" * 200_000 + b"]" * 200_000 + b"}"), "left out: cell 1"),
+    _file("a_long_number", holding(b'{"nbformat": ' + b"9" * 100_000 + b"}"), NO_NOTEBOOK),
+    _file("a_picture", holding(b"\x89PNG\r\n\x1a\n" + bytes(range(256))), NO_NOTEBOOK),
+    _file("a_web_page", holding(b"<!doctype html><title>Sign in</title>"), NO_NOTEBOOK),
+    _file("with_a_mark", encoded("utf-8-sig")),
+    _file("in_utf_16", encoded("utf-16")),
+    _file("missing", missing, "was not handed in"),
+    _file("wrong_name", named(f"{LAB}(1).ipynb")),
+    _file("wrong_case", named(f"{LAB.upper()}.IPYNB")),
+    _file("a_folder_instead", a_folder_instead, "it is a folder, not a file"),
+    _file("a_pipe", a_pipe, "it is a pipe, not a file"),
+    _file("linked_folder", linked_folder, refused=True),
+    _file("linked_to_shadow", linked("/etc/shadow"), LINK),
+    _file("linked_to_zeros", linked("/dev/zero"), LINK),
+    _file("linked_to_a_friend", linked(f"../../honest-1/{LAB}/{LAB}.ipynb"), LINK),
+    _file("linked_to_the_gradebook", linked("../../../gradebook.db"), LINK),
     Attack("many_links", lay=many_links, plain="has the file behind a link copied beside its notebook"),
-    _file("bad_timestamp", beside(timestamp_txt="the day before yesterday, at noon"), reported=False),
-    _file("timestamp_of_year_99999", beside(timestamp_txt="99999-01-01 00:00:00.000000 UTC"), reported=False),
+    _file("bad_timestamp", beside(timestamp_txt="the day before yesterday, at noon")),
+    _file("timestamp_of_year_99999", beside(timestamp_txt="99999-01-01 00:00:00.000000 UTC")),
     Attack(
         "a_file_called_torch",
         lay=beside(torch_py=EVIL, lecturekit_py=EVIL, sitecustomize_py=EVIL, numpy____init___py=EVIL, random_py=EVIL),
@@ -146,8 +150,8 @@ ATTACKS = [
 ]
 
 
-def hostile_zip(path: Path, honest: bytes) -> Path:
-    """A download with one honest notebook and members that point elsewhere, are links, or never end."""
+def hostile_zip(path: Path, honest: bytes, bomb: int) -> Path:
+    """A download with one honest notebook and members that point elsewhere, are links, or unpack to `bomb` bytes."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(f"honest-1_1234_5678_{LAB}.ipynb", honest)
         for name in (
@@ -163,5 +167,5 @@ def hostile_zip(path: Path, honest: bytes) -> Path:
         link = zipfile.ZipInfo(f"linked_1_2_{LAB}.ipynb")
         link.external_attr = 0o120777 << 16
         archive.writestr(link, "/etc/shadow")
-        archive.writestr(f"bomb_1_2_{LAB}.ipynb", bytes(300 * 10**6))
+        archive.writestr(f"bomb_1_2_{LAB}.ipynb", bytes(bomb))
     return path

@@ -26,6 +26,13 @@ while True:
         continue"""
 REGEX = "import re\nre.match(r'(a+)+$', 'a' * 60 + 'b')"
 MIB = 2**20
+UNLIMIT = """
+import resource
+attempt(lambda: open("/proc/self/oom_score_adj", "w").write("0"))  # let another one be ended in its place
+for name in dir(resource):
+    if name.startswith("RLIMIT_"):
+        attempt(resource.setrlimit, getattr(resource, name), (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+"""
 # three times what a notebook may have in the test's settings, so that a bomb without a sandbox ends by itself
 BOMB = f"""
 blocks = []
@@ -39,6 +46,15 @@ for _ in range(24):
         time.sleep(15)
         os._exit(0)
 time.sleep(3)
+"""
+# all others are honest, and graded beside it
+BURN = """
+for _ in range(100):
+    if os.fork() == 0:
+        ends = time.monotonic() + 8
+        while time.monotonic() < ends:
+            pass
+        os._exit(0)
 """
 MEMFD = f"""
 for number in range(8):
@@ -262,32 +278,25 @@ def take_descriptors():
                     return pid, fd
 leak("a descriptor of another process", attempt(take_descriptors))
 """
-LEFT = """
-import glob
-for pattern in ("/tmp/*", "/dev/shm/*", "/var/tmp/*", os.getcwd() + "/*", os.path.expanduser("~") + "/*"):
-    leak("what another student left", [p for p in glob.glob(pattern) if "left-by" in p])
-"""
-LEAVE = (
-    """
-for folder in ("/tmp", "/dev/shm", "/var/tmp", os.getcwd(), os.path.expanduser("~"), "/run"):
+# looks for what an earlier notebook left, also this one when it ran before, and leaves the same
+LEAVE = """
+import ctypes, platform
+libc = ctypes.CDLL(None)
+folders = ["/", "/tmp", "/dev", "/dev/shm", "/var/tmp", "/run", "/etc", "/course", os.getcwd(), os.path.expanduser("~")]
+for folder in {*folders, *filter(None, sys.path), *map(str, Path(sys.prefix).parents)}:
+    leak("what another student left", [p for p in attempt(os.listdir, folder) or () if "left-by" in p])
+for folder in folders + sys.path:
     attempt(lambda: open(os.path.join(folder, "left-by-" + NAME), "w").write("x"))
-def keys():
-    import ctypes
-    return ctypes.CDLL(None).syscall(248, b"user", b"left-by-" + NAME.encode(), b"x", 1, -4)
-attempt(keys)
-def semaphores():
-    import ctypes
-    libc = ctypes.CDLL(None)
-    return libc.shmget(0x1EF7, 4096, 0o1666 | 0o1000)
-attempt(semaphores)
-"""
-    + LEFT
-)
-UNLIMIT = """
-import resource
-for name in dir(resource):
-    if name.startswith("RLIMIT_"):
-        attempt(resource.setrlimit, getattr(resource, name), (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+for shared in (libc.shmget(0x1EF7, 4096, 0), libc.semget(0x1EF7, 1, 0), libc.msgget(0x1EF7, 0)):
+    leak("System V memory of another student", shared >= 0)
+libc.shmget(0x1EF7, 4096, 0o1666), libc.semget(0x1EF7, 1, 0o1666), libc.msgget(0x1EF7, 0o1666)
+leak("a message queue of another student", libc.mq_open(b"/left-by", os.O_RDWR) >= 0)
+libc.mq_open(b"/left-by", os.O_RDWR | os.O_CREAT, 0o666, None)
+add_key, request_key, keyctl = (248, 249, 250) if platform.machine() == "x86_64" else (217, 218, 219)
+for ring in (-3, -4, -5):
+    for name in (b"left-by-a-student", b"of-the-instructor"):
+        leak("a key of another", libc.syscall(keyctl, 10, ring, b"user", name, 0) > 0)  # search
+    leak("a key can be left", libc.syscall(add_key, b"user", b"left-by-a-student", b"x", 1, ring) > 0)
 """
 
 
@@ -306,12 +315,10 @@ ATTACKS = [
     inside_merge("loops_inside", "while True:\n    pass"),
     inside_merge("loops_stubbornly_inside", NEVER, STUBBORN),
     inside_merge("stays_in_c_inside", REGEX),
-    inside_merge("sleeps_inside", "time.sleep(10**6)"),
     inside_merge("stops_itself_inside", "os.kill(os.getpid(), signal.SIGSTOP)"),
     inside_merge("waits_for_input_inside", "input('?')\nsys.stdin.read()\nopen('/dev/tty').read()"),
     in_a_cell("loops", "while True:\n    pass"),
     in_a_cell("loops_stubbornly", STUBBORN + NEVER),
-    in_a_cell("sleeps", "time.sleep(10**6)"),
     in_a_cell("waits_for_input", "input('?')"),
     in_a_cell("stops_itself", "sys.stdout.flush()\nos.kill(os.getpid(), signal.SIGSTOP)", silent=True),
     inside_merge("dies_inside", "os._exit(0)"),
@@ -327,9 +334,9 @@ ATTACKS = [
     in_a_cell("kills_all", KILL_ALL, silent=True),
     in_a_cell("kills_what_it_sees", KILL_THE_REST, silent=True),
     inside_merge("takes_all_memory_inside", BOMB),
-    in_a_cell("takes_all_memory", BOMB, silent=True),
     in_a_cell("takes_all_memory_after_lifting_its_limits", UNLIMIT + BOMB, silent=True),
-    in_a_cell("takes_memory_in_many_processes", MANY, silent=True),
+    in_a_cell("takes_memory_in_many_processes", UNLIMIT + MANY, silent=True, sabotage=True),
+    in_a_cell("burns_the_processors", BURN, sabotage=True),
     in_a_cell("takes_memory_without_a_process", MEMFD, silent=True),
     inside_merge("bombs_with_forks_inside", "bomb()", FORKS),
     in_a_cell("bombs_with_forks", FORKS + "bomb()", silent=True),

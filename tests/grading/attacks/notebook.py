@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import zipfile
-from pathlib import Path
 from typing import Any
 
-from grading_attacks.kit import LAB, STUB, WRONG, Attack
+from grading_attacks.kit import NOTHING, STUB, TESTS, WRONG, Attack
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output, new_raw_cell
-
-TESTS = ("merge-test", "count-test", "compress-test", "rows-test", "inject-test")
-NOTHING = dict.fromkeys((*TESTS, "explain"), 0)
 
 
 def _marks(cell: Any) -> Any:
@@ -232,7 +226,7 @@ ATTACKS = [
     _cells(the_same_cell_ids),
     *[
         Attack(f"wrong_{change.__name__}", change=change, answers=WRONG, earned=EARNED)
-        for change in (weakened_tests, emptied_tests, deleted_tests, tests_as_text, more_points, flags_changed)
+        for change in (weakened_tests, deleted_tests, more_points, flags_changed)
     ],
     Attack("wrong_forged_outputs", change=forged_outputs, answers=WRONG, earned=EARNED),
     Attack("wrong_forged_record", change=forged_record, answers=WRONG, earned=EARNED),
@@ -259,7 +253,7 @@ ATTACKS = [
     _cells(outputs_of_200_mb),
     _cells(source_of_50_mb),
     _cells(answer_of_50_mb, earned={"merge-test": 0}),
-    _cells(ten_thousand_cells),
+    _cells(ten_thousand_cells, earned=NOTHING, noted="Only the first 2000 cells were read."),
     _cells(a_deep_expression, earned={"merge-test": 0}),
     _cells(nul_and_surrogates),
     _cells(not_cells),

@@ -1,4 +1,4 @@
-"""Attacks with right answers that carry the hidden inputs out, and notebooks that break what they run in by accident."""
+"""Attacks with right answers that carry the hidden inputs out, and notebooks that break what they run in."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from grading_attacks import forging, machine, notebook
+from grading_attacks import answering, comparing, fetching, files, machine, notebook, telling
 from grading_attacks.kit import (
     CANARY,
     FULL,
@@ -40,16 +41,26 @@ from lecturekit.grading.release import release
 
 ROOT = Path(__file__).resolve().parents[3]
 HONEST = [Attack(name) for name in ("aa-honest", "honest-1", "m-honest", "zz-honest")]
-CLASS = [*HONEST, *forging.ATTACKS, *notebook.ATTACKS, *machine.ATTACKS]
+KINDS = [comparing, fetching, answering, telling, notebook, files, machine]
+CLASS = [*HONEST, *(attack for kind in KINDS for attack in kind.ATTACKS)]
 NAMES = [attack.name for attack in CLASS]
 LIMITS = """
-c.Grader.cell_seconds = 4
+c.Grader.cell_seconds = 3
 c.Grader.case_seconds = 1
-c.Grader.notebook_seconds = 60
+c.Grader.notebook_seconds = 30
 c.Grader.memory = 2 * 2**30
 c.Grader.temporary = 256 * 2**20
 c.Grader.processes = 128
 c.Grader.output = 2 * 2**20
+"""
+# starts the grader from a login that holds a key
+LAUNCH = """
+import ctypes, os, platform, sys
+add_key, keyctl = (248, 250) if platform.machine() == "x86_64" else (217, 219)
+libc = ctypes.CDLL(None)
+libc.syscall(keyctl, 1, b"login")
+libc.syscall(add_key, b"user", b"of-the-instructor", b"password", 8, -3)
+os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
@@ -146,6 +157,7 @@ class Outcome:
     done: subprocess.CompletedProcess
     fed_back: subprocess.CompletedProcess
     before: dict[Path, str]
+    jails: set[Path]
 
     def written(self, student: str) -> dict[str, str]:
         """All text that was written for a student: the graded notebook, the feedback, the gradebook's comments."""
@@ -162,6 +174,12 @@ class Outcome:
         path = self.course.root / "course" / "autograded" / student / LAB / f"{LAB}.ipynb"
         cells = json.loads(path.read_text())["cells"] if path.exists() else []
         return "\n".join(json.dumps(cell.get("outputs", [])) for cell in cells)
+
+
+def _jails() -> set[Path]:
+    """Folders and control groups of sandboxes."""
+    places = [Path(tempfile.gettempdir()), *Path("/sys/fs/cgroup").glob("**/")]
+    return {path for place in places for path in place.glob("lecturekit-jail-*")}
 
 
 @pytest.fixture(scope="module")
@@ -191,17 +209,17 @@ def outcome(new_course, tmp_path_factory, by_id):
     )
     for attack in CLASS:
         submission = attack.notebook(course.released(LAB), by_id, fill)
-        (attack.lay or notebook.write)(submitted / attack.name / LAB, submission)
-    before = {path: path.read_text() for path in host.private_files()}
+        (attack.lay or files.write)(submitted / attack.name / LAB, submission)
+    before, jails = {path: path.read_text() for path in host.private_files()}, _jails()
     env = dict(
         os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", HOME=str(host.home), COURSE_PASSWORD="open sesame"
     )
-    command = [sys.executable, "-m", "lecturekit.cli", "grade", LAB, "--workers", "2"]
+    command = [sys.executable, "-c", LAUNCH, sys.executable, "-m", "lecturekit.cli", "grade", LAB, "--workers", "2"]
     done = subprocess.run(
         command, cwd=course.root, env=env, capture_output=True, text=True, errors="replace", timeout=2700, check=False
     )
     fed_back = course.nbgrader("generate_feedback", LAB, timeout=900)
-    yield Outcome(course, host, done, fed_back, before)
+    yield Outcome(course, host, done, fed_back, before, jails)
     host.close()
 
 
@@ -219,19 +237,26 @@ def test_the_batch_reaches_its_end(outcome):
 @pytest.mark.parametrize("attack", CLASS, ids=NAMES)
 def test_marks_are_those_honestly_earned(outcome, grades, attack):
     found = grades.get(attack.name)
-    if attack.reported:
+    if attack.refused:
         assert found is None or set(found.values()) <= {0, None}
         assert attack.name in outcome.done.stdout + outcome.done.stderr
         return
     assert found is not None, outcome.done.stdout[-3000:]
+    expected = dict(attack.marks)
     if attack.weak:  # the cell that was attacked is no more than lost
         (cell,) = (cell for cell, earned in attack.earned.items() if earned == 0)
+        del expected[cell]
         assert 0 <= found.pop(cell) <= FULL[cell]
-        assert found == {name: earned for name, earned in attack.marks.items() if name != cell}
-    elif attack.sabotage:
-        assert all(found[cell] in (earned, 0) for cell, earned in attack.marks.items())
+    if attack.sabotage:
+        assert all(found[cell] in (earned, 0) for cell, earned in expected.items())
     else:
-        assert found == attack.marks
+        assert found == expected
+
+
+@pytest.mark.parametrize("attack", [attack for attack in CLASS if attack.noted], ids=lambda attack: attack.name)
+def test_what_was_wrong_with_a_file_is_told(outcome, attack):
+    written = outcome.written(attack.name)
+    assert attack.noted in written[f"autograded/{LAB}.ipynb"] and attack.noted in written[f"feedback/{LAB}.html"]
 
 
 @pytest.mark.parametrize("attack", CLASS, ids=NAMES)
@@ -247,19 +272,22 @@ def test_the_attack_was_made(outcome, attack):
 
 def test_no_hidden_input_is_written(outcome):
     course = outcome.course.root / "course"
+    public = hidden_numbers(0)  # those of `check`, which an answer may show; some are drawn again by chance
     for attack in CLASS:
         seed = student_seed(course, attack.name, LAB)
         text = "\n".join(outcome.written(attack.name).values())
-        assert not written_numbers(text) & hidden_numbers(seed), attack.name
+        assert not (written_numbers(text) - public) & hidden_numbers(seed), attack.name
         assert str(seed) not in text
 
 
 def test_no_secret_is_written(outcome):
     course = outcome.course.root / "course"
-    words = {secret(course).hex(), CANARY, WORD, "open sesame", str(outcome.course.root), *outcome.before.values()}
+    words = {secret(course).hex(), CANARY, "open sesame", str(outcome.course.root), *outcome.before.values()}
     for attack in CLASS:
         for name, text in outcome.written(attack.name).items():
-            assert not [word for word in words if word.strip() in text], (attack.name, name)
+            told = words if name.startswith("autograded/") else words | {WORD}  # the instructor sees the hidden tests
+            assert not [word for word in told if word.strip() in text], (attack.name, name)
+        assert WORD not in outcome.outputs(attack.name)
     log = outcome.done.stdout + outcome.done.stderr
     assert not [word for word in (secret(course).hex(), CANARY, WORD, "open sesame") if word in log]
 
@@ -295,7 +323,7 @@ def test_private_files_are_as_they_were(outcome):
 
 
 def test_nothing_is_written_outside(outcome):
-    marks = re.compile(r"written-by-|left-by-|stashed-|filling-|owned-by|evil|usercustomize|sitecustomize")
+    marks = re.compile(r"written-by-|left-by-|stashed-|filling-|owned-by|evil\.|usercustomize|sitecustomize")
     places = [outcome.host.root, Path("/dev/shm"), Path("/var/tmp"), Path(sys.prefix) / "lib"]
     found = [path for place in places for path in place.rglob("*") if marks.search(path.name)]
     found += [path for path in Path("/tmp").iterdir() if marks.search(path.name)]
@@ -306,6 +334,10 @@ def test_nothing_is_written_outside(outcome):
 
 def test_no_process_outlives_grading(outcome):
     assert outcome.host.outliving() == []
+
+
+def test_no_folder_of_the_sandbox_is_left(outcome):
+    assert _jails() - outcome.jails == set()
 
 
 def test_nothing_was_heard_from_inside(outcome):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from grading_attacks import forging, notebook
+from grading_attacks import answering, comparing, fetching, files, notebook, telling
 from grading_attacks.kit import FULL, LAB, LEAK, SOURCE, Attack, filler, hidden_numbers, written_numbers
 
 from lecturekit.grading.course import put_environment_on_path
@@ -50,14 +50,13 @@ BY_HAND = [
         {"inject": "def add_lora(*a):\n    os._exit(0)"},
         plain="loses the marks for all that was right",
     ),
-    Attack(
-        "many_links", lay=notebook.linked("../../../private.txt", "data.txt"), plain="has private.txt copied for it"
-    ),
-    Attack("brings_its_own_torch", lay=notebook.beside(torch_py="raise ImportError('not torch')"), plain="loses all"),
+    Attack("many_links", lay=files.linked("../../../private.txt", "data.txt"), plain="has private.txt copied for it"),
+    Attack("brings_its_own_torch", lay=files.beside(torch_py="raise ImportError('not torch')"), plain="loses all"),
 ]
 # the last to come, in a batch of their own
 LATE = [Attack("duplicated_tests", change=notebook.duplicated_tests, plain="stops the batch"), Attack("zz_after_it")]
-TRIED = [attack for attack in [*forging.ATTACKS, *BY_HAND] if attack.plain] + BY_HAND[:1]
+FORGING = [attack for kind in (comparing, fetching, answering, telling) for attack in kind.ATTACKS]
+TRIED = [attack for attack in [*FORGING, *BY_HAND] if attack.plain] + BY_HAND[:1]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +75,7 @@ def course(tmp_path_factory, by_id):
     def hand_in(attack):
         released = nbformat.read(root / "release" / LAB / f"{LAB}.ipynb", as_version=4)
         folder = root / "submitted" / attack.name / LAB
-        (attack.lay or notebook.write)(folder, attack.notebook(released, by_id, fill))
+        (attack.lay or files.write)(folder, attack.notebook(released, by_id, fill))
 
     for attack in TRIED:
         hand_in(attack)
