@@ -1,4 +1,4 @@
-"""No script of a student's runs where an instructor or a student looks: report, feedback page, formgrader.
+"""The pages of grading in a real browser: no script of a student's runs in them, and formgrader's button grades safely.
 
 Every page is also made without cleaning; there the same payloads must fire, or these tests would prove nothing.
 """
@@ -243,3 +243,31 @@ def test_the_policy_alone_stops_scripts_too(chromium, tmp_path):
     path.write_text(build_report(LAB, results()).replace("<main>", f"<main><script>{FIRE}</script>{HTML[5]}"))
     seen = Seen(chromium, path.as_uri(), "report for the instructor")
     assert not (seen.flag or seen.dialogs or seen.requests)
+
+
+def test_the_autograde_button_grades_in_the_sandbox(course, formgrader, chromium, tmp_path):
+    """As an instructor does it: the page of submissions, the bolt beside a student, the message that it is done."""
+    from lecturekit.grading.sandbox import NoSandbox, choose_isolation
+
+    try:
+        choose_isolation("bubblewrap")
+    except NoSandbox as error:
+        pytest.skip(str(error))
+    notebook = course.released(LAB)
+    for cell in notebook.cells:
+        if cell.metadata.get("nbgrader", {}).get("grade_id") == "double":
+            # right in the jail alone, which has the course's package at this place
+            cell.source = "import os\ndef double(x):\n    return 2 * x if os.path.isdir('/course/lecturekit') else 0"
+    course.submit("ada", LAB, notebook)
+    page = chromium.new_page()
+    try:
+        base, _, token = formgrader("raw").partition("/submissions/")
+        page.set_extra_http_headers({"Authorization": f"token {token.partition('token=')[2]}"})
+        page.goto(f"{base}/manage_submissions/{LAB}", wait_until="networkidle")
+        row = page.locator("tr", has_text="ada")
+        row.locator(".autograde a").click()
+        page.get_by_text("Successfully autograded").wait_for(timeout=120_000)
+        page.screenshot(path=str(tmp_path / "formgrader.png"))
+    finally:
+        page.close()
+    assert course.grades(LAB)["ada"]["double-test"] == 3
