@@ -93,7 +93,7 @@ class Assignment:
             path = Path(self.coursedir.format_path(self.coursedir.submitted_directory, student, self.lab))
             if not is_safe_id(student):
                 self.skipped[student] = (
-                    f"{shown(student)}: not a student's id; at most 128 of A-Z a-z 0-9 . _ @ + - are; rename the folder"
+                    f"{shown(student)}: no student's id: letters, digits and . _ @ + -, at most 128; rename the folder"
                 )
             elif _has_link(top, path):
                 self.skipped[student] = f"{shown(student)}: the submission is reached through a link, which is refused"

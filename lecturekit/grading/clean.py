@@ -382,8 +382,11 @@ def _attachments(given: Any, where: str, room: _Room, notes: list[str]) -> dict[
 
 
 def is_safe_id(student: str) -> bool:
-    """Whether a student's id may stand in nbgrader's pages and paths, which do not escape it."""
-    return re.fullmatch(r"[A-Za-z0-9_@+-][A-Za-z0-9._@+-]{0,127}", student) is not None
+    """Whether a student's id may stand in nbgrader's pages and paths, which do not escape it.
+
+    Letters and digits of any script, and . _ @ + - but no dot in front; short enough for a file name.
+    """
+    return re.fullmatch(r"[\w@+-][\w.@+-]{0,127}", student) is not None and len(student.encode()) <= 200
 
 
 def safe_name(name: str) -> str:

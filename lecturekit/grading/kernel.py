@@ -39,7 +39,7 @@ class Kernel:
     """The student's shell and the socket to the worker."""
 
     def __init__(self, sock: socket.socket, shell: Shell) -> None:
-        self.sock, self.shell = sock, shell
+        self.sock, self.shell, self.process = sock, shell, os.getpid()
         shell.channel = self
         sys.stdout, sys.stderr = _Stream(self, "stdout"), _Stream(self, "stderr")
 
@@ -61,11 +61,13 @@ class Kernel:
                 _send_reply(self.sock, message, self.shell.user_ns)
 
     def send(self, message: dict[str, Any]) -> None:
-        codec.send(self.sock, message)
+        if os.getpid() == self.process:  # what a cell forked must not speak in between
+            codec.send(self.sock, message)
 
     def cell(self, source: str, seconds: float) -> dict[str, Any]:
         """Run one cell. Its outputs are sent as they come."""
-        sys.stdout, sys.stderr = _Stream(self, "stdout"), _Stream(self, "stderr")  # whatever the last cell put there
+        # whatever the last cell put there
+        sys.stdout, sys.stderr = streams = _Stream(self, "stdout"), _Stream(self, "stderr")
         self.shell.late = self.shell.told = False
         try:
             with time_limit(seconds):
@@ -78,8 +80,10 @@ class Kernel:
             self.shell.late = True
         if self.shell.late:
             self.output(_error("CellTimeout", f"This cell did not end within {seconds:g} seconds."))
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in streams:
+            stream.flush()
+        if os.getpid() != self.process:  # forked by the cell and not ended there: one kernel is enough
+            os._exit(0)
         return {"count": self.shell.execution_count - 1}
 
     def output(self, output: dict[str, Any]) -> None:
@@ -125,6 +129,8 @@ class Kernel:
         return _from_source(reply["source"], module, name)
 
     def _request(self, message: dict[str, Any]) -> dict[str, Any]:
+        if os.getpid() != self.process:
+            raise RuntimeError("only the notebook's own process can ask for this")
         self.send(message)
         return codec.receive(self.sock)
 
@@ -316,6 +322,7 @@ def _begin(kernel: Kernel, message: dict[str, Any]) -> None:
     os.environ.update(message["environment"])
     seed_everything(message["seed"])
     sys.meta_path.insert(0, Locked(message["locked"], kernel))
+    sys.path.insert(0, "")  # the working folder, empty now: what a notebook writes there it may import
     notebook.connect(kernel)
 
     def no_input(prompt: object = "") -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from lecturekit.runtime import atomic_write
 
 __all__ = ["PENDING_TEXT", "RecordError", "Recorder", "to_cells"]
 PENDING_TEXT = "Not graded yet: needs a GPU"
+_log = logging.getLogger(__name__)
 
 
 class Recorder:
@@ -150,7 +152,9 @@ class Recorder:
             if path.stem not in executed:
                 yield path.name, path
         for name, notebook in executed.items():
-            cleaned, _ = clean(notebook, self._trusted)
+            cleaned, notes = clean(notebook, self._trusted)
+            for note in notes:
+                _log.info("%s: %s", final.parent.name, note)
             yield f"{name}.ipynb", writes(cleaned) + "\n"
         if timestamp is not None:
             yield TIMESTAMP, f"{timestamp:%Y-%m-%d %H:%M:%S.%f} UTC\n"

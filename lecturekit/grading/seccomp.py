@@ -1,4 +1,4 @@
-"""A filter of system calls for student code (seccomp): what no notebook needs, and what a sandbox of files cannot hide.
+"""A filter of system calls for student code in bubblewrap (seccomp): what no notebook needs and no file system hides.
 
 Keys of the kernel's key service belong to a login and not to a namespace: without the filter a notebook could read the
 instructor's, and leave some for the next student's. The others are large parts of the kernel that have had many holes.
@@ -45,4 +45,4 @@ def restrict() -> bool:
     lines += [(RETURN, 0, 0, ALLOW), (RETURN, 0, 0, REFUSE)]
     packed = b"".join(struct.pack("HBBI", *line) for line in lines)
     program = _Program(len(lines), packed)
-    return ctypes.CDLL(None).prctl(SET_SECCOMP, FILTER, ctypes.byref(program), 0, 0) == 0
+    return ctypes.CDLL(None).prctl(SET_SECCOMP, ctypes.c_ulong(FILTER), ctypes.byref(program)) == 0

@@ -63,7 +63,7 @@ LAYOUTS = {
     "Moodle": (
         {
             "Ann Lee_4321_assignsubmission_file_/lab05_lora.ipynb",
-            "Jürgen Öz-Groß_77_assignsubmission_file/work/lab05_lora.ipynb",
+            "Jürgen Öz-Groß_77_assignsubmission_file/my_lab/lab05_lora.ipynb",
         },
         "Ann_Lee_4321 Jürgen_Öz-Groß_77",
     ),

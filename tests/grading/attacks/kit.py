@@ -250,8 +250,10 @@ class Attack:
     dangerous: the attack looks for the sandbox first, so that a developer without one comes to no harm.
     silent: nothing of what the notebook printed survives, so `RAN` cannot be looked for.
     change: what happens to the notebook besides.   lay: how the folder differs from one that holds the notebook.
-    weak: it may earn what it should not, and why; only for plain asserts, which no sandbox can help.
+    weak: it may earn what it should not, and why: plain asserts and drivers run beside the student's code.
     sabotage: it breaks its own process for good, which may cost its other points, and never earns one.
+    refused: nothing of it is read, and the log must name the student.
+    noted: what the student and the instructor must be told of it, in the graded notebook.
     """
 
     name: str
@@ -267,8 +269,8 @@ class Attack:
     lay: Callable[[Path, Any], None] | None = None
     weak: str = ""
     sabotage: bool = False
-    refused: bool = False  # nothing of it is read: the log must name the student
-    noted: str = ""  # what the student and the instructor must be told of it, in the graded notebook
+    refused: bool = False
+    noted: str = ""
 
     @property
     def marks(self) -> dict[str, float | None]:

@@ -182,6 +182,12 @@ ATTACKS = [
         "runs_a_file",
         "open('own.py', 'w').write('print(6 * 7)')\nget_ipython().run_line_magic('run', 'own.py')",
     ),
+    Attack("forks_itself", "for _ in range(2):\n    os.fork()\ndisplay(os.getpid())"),
+    Attack(
+        "writes_and_imports_a_module",
+        "open('own_module.py', 'w').write('right = True')\nimport own_module",
+        {"merge": inside("assert own_module.right", RIGHT_VALUE)},
+    ),
     Attack("replaces_stdout", "sys.stdout = sys.stderr = None"),
     Attack("closes_stdout", "sys.stdout.flush()\nos.close(1)\nos.close(2)\nsys.stdout.close()", silent=True),
     Attack(
