@@ -38,5 +38,5 @@ c.ClearSolutions.text_stub = "*Your answer here.*"
 # --- grading --------------------------------------------------------------------------------------------------------
 install()  # `nbgrader autograde` and formgrader's button grade as `lecturekit grade` does, in the sandbox
 c.Grader.cell_seconds = 120  # for one cell; in the smoke profile it takes a few
-c.Grader.notebook_seconds = 900  # for a whole notebook, its questions included
+c.Grader.notebook_seconds = 900  # for one pass over the cells of a notebook
 c.GenerateFeedback.preprocessors = [GetGrades, ClearHiddenTests, CSSHTMLHeader]  # hidden tests stay hidden

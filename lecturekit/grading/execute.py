@@ -93,7 +93,8 @@ class _Notebook:
         self.deadly: set[int] = set()  # cells that ended their process: not run again
         self.problems: list[str] = []
         self.seconds: dict[str, float] = {}
-        self.ends = time.monotonic() + self.options.notebook_seconds
+        self.inside = 0.0  # seconds of steps within the step that is being timed
+        self.ends = 0.0  # when the time for this pass over the notebook is up
 
     def grade(self) -> Graded:
         for index, ask in self.asks:
@@ -130,11 +131,14 @@ class _Notebook:
     def _run_cells(self) -> None:
         """Run every cell above the last test, and keep what it shows."""
         reached = 0  # cells before this one have run and keep their outputs
+        self._set_clock()
         while len(self.deadly) < self.options.deaths:
             self._begin()
             index = 0
             try:
                 for index in range(self.last + 1):
+                    if self._is_late():
+                        return self._leave_out(reached, TOO_LONG)  # the snapshots there are can still be asked
                     fresh = index >= reached
                     outputs = self._step(index, snapshots=True)
                     if fresh and outputs is not None:
@@ -146,10 +150,14 @@ class _Notebook:
             except (ProcessDied, OutOfTime) as error:
                 self._ended(index, error, show=True)
                 reached = max(reached, index + 1)
-                if time.monotonic() > self.ends:
-                    break
-        why = TOO_LONG if time.monotonic() > self.ends else NOT_RUN
-        for cell in self.cells[reached : self.last + 1]:
+                if self._is_late():
+                    return self._leave_out(reached, TOO_LONG)
+        self._leave_out(reached, NOT_RUN)
+
+    def _leave_out(self, start: int, why: str) -> None:
+        """Say of the cells from here on that they were not run, and why."""
+        self.problems.append(why)
+        for cell in self.cells[start : self.last + 1]:
             if cell.cell_type == "code":
                 cell.outputs = [_error("NotRun", why)]
 
@@ -198,7 +206,7 @@ class _Notebook:
         request["seconds"] = min(request["seconds"], self.options.case_seconds)
         try:
             reply = self.session.ask(request, snapshot)
-            with self._timed("judging", within="questions"):
+            with self._timed("judging"):
                 verdict = self.judge.verdict(ask, reply, public=public)
         except ProcessDied as error:
             if snapshot is not None and not error.answering:
@@ -215,7 +223,8 @@ class _Notebook:
 
     def _ask_again(self) -> None:
         """Questions that no snapshot could answer: in a fresh process that has run the cells above, by itself."""
-        while self._open() and time.monotonic() < self.ends:
+        self._set_clock()
+        while self._open() and not self._is_late():
             before = len(self.verdicts)
             index = 0
             try:
@@ -236,7 +245,7 @@ class _Notebook:
             finally:
                 self._end()
         for index, ask in self._open():
-            kind = "timeout" if time.monotonic() >= self.ends else "died"
+            kind = "timeout" if self._is_late() else "died"
             self.verdicts[index, ask] = self.judge.died(ask, kind)
 
     def _open(self) -> list[tuple[int, Ask]]:
@@ -247,7 +256,8 @@ class _Notebook:
     def _run_plain_tests(self) -> None:
         """Run the tests that are plain asserts, in a process of their own, of which nothing else is kept."""
         plain = [index for index, asks in self.tests.items() if asks is None]
-        while len(self.plain) < len(plain) and time.monotonic() < self.ends:
+        self._set_clock()
+        while len(self.plain) < len(plain) and not self._is_late():
             index = 0
             try:
                 self._begin(plain=True)
@@ -268,13 +278,13 @@ class _Notebook:
             finally:
                 self._end()
         for index in plain:
-            kind = "timeout" if time.monotonic() >= self.ends else "died"
+            kind = "timeout" if self._is_late() else "died"
             self.plain.setdefault(index, _failed_mark(self.cells[index], kind))
 
     # What the notebook asks while it runs
 
     def _requests(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
-        with self._timed("requests", within="cells"):
+        with self._timed("requests"):
             if "passing" in message:
                 return self._passing(message["passing"])
             wanted = message.get("reference")
@@ -345,7 +355,14 @@ class _Notebook:
             return Mark(name, points, None, PENDING, pending.question, "pending", None, text)
         return Mark(name, points, points, PASSED, asks[0].question, "passed", None, text)
 
-    # Processes
+    # Processes and time
+
+    def _set_clock(self) -> None:
+        """Each pass has the notebook's time to itself: a slow one must not cost what another could still earn."""
+        self.ends = time.monotonic() + self.options.notebook_seconds
+
+    def _is_late(self) -> bool:
+        return time.monotonic() >= self.ends
 
     def _begin(self, plain: bool = False) -> None:
         """Start a process. plain: for plain asserts, which may draw hidden inputs from a seed in the environment."""
@@ -378,16 +395,16 @@ class _Notebook:
             cell.outputs = [*outputs, _error("CellTimeout", OVERRUN) if late else _error("ProcessDied", DIED)]
 
     @contextmanager
-    def _timed(self, step: str, within: str = "") -> Iterator[None]:
-        """Add the time that the block takes to a step's, and take it from the step that it happens in."""
+    def _timed(self, step: str) -> Iterator[None]:
+        """Add the time that the block takes to a step's, but for what steps inside it take."""
+        outside, self.inside = self.inside, 0.0
         started = time.monotonic()
         try:
             yield
         finally:
             seconds = time.monotonic() - started
-            self.seconds[step] = self.seconds.get(step, 0.0) + seconds
-            if within:
-                self.seconds[within] = self.seconds.get(within, 0.0) - seconds
+            self.seconds[step] = self.seconds.get(step, 0.0) + seconds - self.inside
+            self.inside = outside + seconds
 
 
 class _StartAgain(Exception):

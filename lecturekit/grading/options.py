@@ -14,8 +14,8 @@ class GradingOptions:
     """The sandbox and the limits of one student's notebook. Seconds are wall-clock seconds, sizes are bytes.
 
     isolation: bubblewrap · landlock · none; "" takes bubblewrap, else Landlock, else refuses.   gpu: let the student's
-    code use this machine's GPUs.   cell_seconds: for one cell.   notebook_seconds: for all of a notebook, its questions
-    included.   case_seconds: for one case of a question, where the question itself allows more.   memory: for each
+    code use this machine's GPUs.   cell_seconds: for one cell.   notebook_seconds: for one pass over a notebook's
+    cells.   case_seconds: for one case of a question, where the question itself allows more.   memory: for each
     process, and where the machine lets us (cgroups) for all of them together.   processes: processes and threads.
     temporary: for /tmp and /dev/shm each.   output: for what a notebook prints and shows; the rest is cut off.
     deaths: how many cells may end their process before the rest is no longer run.

@@ -122,8 +122,9 @@ class Session:
         """
         nonce = secrets.token_hex(16)  # an answer to another question is not an answer to this one
         end = snapshot or self._socket
-        deadline = self._deadline(len(request["cases"]) * float(request["seconds"]))
-        self._send({"do": "ask", "nonce": nonce, **request}, end)
+        # a question has its own time, also when the notebook's is up
+        deadline = time.monotonic() + len(request["cases"]) * float(request["seconds"]) + GRACE
+        self._send({"do": "ask", "nonce": nonce, **request}, end, deadline)
         while True:
             message = self._receive(end, deadline)
             if message.get("nonce") == nonce:
@@ -141,10 +142,12 @@ class Session:
     def _deadline(self, seconds: float) -> float:
         return min(time.monotonic() + seconds, self._ends) + GRACE
 
-    def _send(self, message: Mapping[str, Any], end: socket.socket | None = None) -> None:
+    def _send(
+        self, message: Mapping[str, Any], end: socket.socket | None = None, deadline: float | None = None
+    ) -> None:
         end = end or self._socket
         try:  # a process that does not read must not hold the worker up
-            codec.send(end, dict(message), strict=True, deadline=self._deadline(30))
+            codec.send(end, dict(message), strict=True, deadline=deadline or self._deadline(30))
         except TimeoutError as error:
             raise OutOfTime("the process does not read what it is sent") from error
         except (EOFError, OSError) as error:

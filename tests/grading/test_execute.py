@@ -130,6 +130,18 @@ def test_an_endless_cell_is_interrupted_and_what_stands_above_it_stays(grader):
 
 
 @pytest.mark.slow
+def test_a_notebook_whose_time_is_up_keeps_the_points_of_every_question_that_can_be_answered():
+    needs_bubblewrap()
+    endless = "while True:\n    pass"
+    with Grader(LAB, replace(QUICK, cell_seconds=2, notebook_seconds=5)) as grader:
+        graded = grader.grade(
+            job(MERGE, asking("lora.merge", "merge"), *[endless] * 4, COUNT, asking("lora.count", "storage"))
+        )
+    assert outcome(graded) == {"lora.merge-test": RIGHT, "lora.count-test": RIGHT}
+    assert "Not run: the notebook's time was up." in graded.problems
+
+
+@pytest.mark.slow
 def test_a_cell_that_ignores_every_interrupt_is_stopped_by_force(grader):
     stubborn = "while True:\n    try:\n        while True: pass\n    except BaseException: pass"
     graded = grader.grade(job(MERGE, stubborn, "print('after')", asking("lora.merge", "merge")))
