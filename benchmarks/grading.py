@@ -1,6 +1,6 @@
 """The grader beside plain nbgrader: seconds a submission, isolation on and off, workers, a large class, honest answers.
 
-    .venv/bin/python benchmarks/grading.py              # all of it; writes benchmarks/results/grading.md
+    .venv/bin/python benchmarks/grading.py              # all of it; writes benchmarks/results/grading_*.md
     .venv/bin/python benchmarks/grading.py speed        # one part: speed · workers · honest · large
 
 Plain nbgrader is its own Autograde with its own preprocessors (a fresh kernel for every notebook), on the same
@@ -66,7 +66,8 @@ def main() -> None:
         "large": lambda: large(options.large),
     }
     for name in options.parts or parts:
-        lines = [f"Measured on {date.today()}; {_machine()}.", "", *parts[name]()]
+        title = f"# The grader: {name}"
+        lines = [title, "", f"Measured on {date.today()}; {_machine()}.", "", *parts[name]()]
         atomic_write(RESULTS / f"grading_{name}.md", "\n".join(lines) + "\n")
         print("\n".join(lines))
 

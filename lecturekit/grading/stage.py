@@ -1,9 +1,9 @@
-"""Rebuild a submitted notebook from the release before nbgrader looks at it.
+"""Rebuild a submitted notebook from the release before it is run.
 
 From the submission come only the sources of the solution cells, of cells that the release leaves open to edit, and of
 the student's own cells. Test cells, points, metadata and ids come from the release. So nothing that happened to the
 notebook (a test cell copied, deleted, moved or edited, metadata lost) costs points, earns points or stops the batch.
-nbgrader's OverwriteCells, next in line, puts the hidden tests back from the gradebook.
+The hidden tests come back from the gradebook afterwards (assignment.py).
 """
 
 from __future__ import annotations
@@ -11,12 +11,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell
-from nbgrader.preprocessors import NbGraderPreprocessor
 
 from lecturekit.grading.reader import LIMITS, shown
 from lecturekit.grading.scan import whole
@@ -209,30 +206,3 @@ def _pictures(cell: Any, name: str, notes: list[str]) -> dict[str, dict[str, str
         notes.append(f"The pictures in {name} were left out: they have more than {LIMITS.attachment_bytes:,} bytes.")
         return {}
     return pictures
-
-
-class Stage(NbGraderPreprocessor):
-    """`stage` as the first of nbgrader's Autograde.sanitize_preprocessors."""
-
-    def preprocess(self, nb: Any, resources: Any) -> tuple[Any, Any]:
-        """Rebuild one submission. Raises FileNotFoundError when the lab has not been released."""
-        names = resources["nbgrader"]
-        coursedir = course_directory(self)
-        folder = coursedir.format_path(coursedir.release_directory, ".", names["assignment"])
-        path = Path(folder) / f"{names['notebook']}.ipynb"
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is missing: run `lecturekit release {names['assignment']}` first")
-        staged = stage(nb, nbformat.read(path, as_version=4))
-        for note in staged.notes:
-            self.log.warning("%s, %s: %s", names["student"], names["notebook"], note)
-        return staged.notebook, resources
-
-
-def course_directory(preprocessor: Any) -> Any:
-    """nbgrader's CourseDirectory, found through the exporter and the converter that a preprocessor belongs to."""
-    owner = preprocessor
-    while owner is not None and not hasattr(owner, "coursedir"):
-        owner = owner.parent
-    if owner is None:
-        raise RuntimeError("no course: this preprocessor runs inside nbgrader autograde, through nbgrader_config.py")
-    return owner.coursedir
