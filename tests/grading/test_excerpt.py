@@ -79,7 +79,7 @@ MODULE = textwrap.dedent(
         (["os", "Row"], {"os", "Row"}),
         ([], set()),
     ],
-    ids=str,
+    ids=lambda part: "+".join(sorted(part)) or "nothing",
 )
 def test_an_excerpt_binds_what_is_used_at_run_time_and_nothing_else(wanted, names):
     cut = excerpt(MODULE, wanted)
