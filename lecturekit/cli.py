@@ -250,10 +250,17 @@ def _roster(path: Path) -> dict[str, str]:
     """{name in the download: student id} from a CSV file with the columns name and id."""
     import csv
 
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+    wanted = f"{path} must be a CSV file with a first line `name,id` and a line for each student"
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UsageError(f"{wanted}: {error}") from error
     if not rows or not {"name", "id"} <= rows[0].keys():
-        raise UsageError(f"{path} must be a CSV file with a first line `name,id` and a line for each student")
+        raise UsageError(wanted)
+    for number, row in enumerate(rows, 2):
+        if not row["name"] or not row["id"]:
+            raise UsageError(f"{wanted}; line {number} lacks one of the two")
     return {row["name"]: row["id"] for row in rows}
 
 

@@ -48,8 +48,9 @@ def check(question_id: str, candidate: Any) -> None:
 def grade(question_id: str, candidate: Any) -> None:
     """Judge an answer on hidden cases. Raises AssertionError when it is wrong, which is what nbgrader scores.
 
-    The cases are drawn from the seed in LECTUREKIT_GRADING_SEED, which the instructor's configuration sets from a
-    secret. The message names the mistake and the hint, never an input. Raises NeedsGPU where that is pending.
+    This is what a plain autograder runs; `lecturekit grade` judges outside the notebook instead. The cases are drawn
+    from the seed in LECTUREKIT_GRADING_SEED. The message names the mistake and the hint, never an input. Raises
+    NeedsGPU where that is pending.
     """
     if _channel is not None:
         return _say_later(question_id)

@@ -47,7 +47,7 @@ class Autograde(NbgraderAutograde):
         self.run_pre_convert_hook()
         try:
             summary = _outside_event_loop(partial(self._grade, config))
-        except LabError as error:
+        except (LabError, OSError, ValueError) as error:
             raise self._refused(str(error)) from error
         self.run_post_convert_hook()
         self.log.info(summary.table())

@@ -121,7 +121,7 @@ def run_job(
     job_data: str, options_data: dict[str, Any], expected: dict[str, str], hide: tuple[str, ...], grader: str
 ) -> str:
     """The task: grade one notebook. Job and result are JSON. expected: the coordinator's `identity`."""
-    job = _job(job_data)
+    job = Job.from_data(json.loads(job_data))
     if unlike := difference(job.lab, expected):
         from distributed import get_worker
 
@@ -318,12 +318,9 @@ class _Batch:
     def _submit(self, flight: _Flight) -> Any:
         self.count += 1  # a new name each time: dask answers a known one with what it had before
         key = f"grade-{flight.job.key('')}-{self.count}"
-        job = flight.job
-        data: dict[str, Any] = {"lab": job.lab, "notebook": job.notebook, "student": job.student, "staged": job.staged}
-        data |= {"seed": job.seed, "notes": job.notes}
         future = self.client.submit(
             run_job,
-            json.dumps(data),
+            json.dumps(flight.job.to_data()),
             self.options.to_data(),
             self.expected,
             self.hide,
@@ -366,11 +363,6 @@ class _Batch:
             self.client.cancel(futures, force=True)
         else:
             self.client.run(close_graders, on_error="ignore")
-
-
-def _job(text: str) -> Job:
-    data = json.loads(text)
-    return Job(**(data | {"notes": tuple(data["notes"])}))
 
 
 def reason(error: BaseException) -> str:

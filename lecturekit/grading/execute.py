@@ -26,7 +26,7 @@ from lecturekit.checking.notebook import SEED_VARIABLE
 from lecturekit.checking.verdict import Verdict
 from lecturekit.grading.judge import Ask, Judge, Locked, locked_modules, plan
 from lecturekit.grading.options import GradingOptions
-from lecturekit.grading.sandbox import Jail
+from lecturekit.grading.sandbox import Jail, JailDied
 from lecturekit.grading.session import OutOfTime, ProcessDied, Session
 from lecturekit.grading.stage import is_test
 from lecturekit.grading.work import BY_HAND, PASSED, PENDING, WRONG, Graded, Job, Mark
@@ -91,6 +91,7 @@ class _Notebook:
         self.snapshots: dict[int, socket.socket] = {}
         self.session: Session | None = None
         self.deadly: set[int] = set()  # cells that ended their process: not run again
+        self.late: set[int] = set()  # those of them that did not keep their time limit
         self.problems: list[str] = []
         self.seconds: dict[str, float] = {}
         self.inside = 0.0  # seconds of steps within the step that is being timed
@@ -178,10 +179,12 @@ class _Notebook:
             source = self.job.visible.get(cell.metadata.nbgrader.grade_id, "")
             self.session.cell(source, self.options.cell_seconds)
             return None
-        outputs = self.session.cell(source, self.options.cell_seconds)
+        seconds = min(self.options.cell_seconds, self.ends - time.monotonic())
+        outputs = self.session.cell(source, seconds)
         if self.session.cut and not any("was cut off" in problem for problem in self.problems):
             self.problems.append(f"What it printed and showed was cut off after {self.options.output:,} characters.")
-        if any(output.get("ename") == "CellTimeout" for output in outputs):
+        timed_out = any(output.get("ename") == "CellTimeout" for output in outputs)
+        if timed_out and seconds == self.options.cell_seconds:  # else it was the notebook's time that was up
             self.problems.append(f"{_name(cell, index)} did not end within {self.options.cell_seconds:g} seconds.")
             self.deadly.add(index)
         return [from_dict(output) for output in outputs]
@@ -227,8 +230,8 @@ class _Notebook:
         while self._open() and not self._is_late():
             before = len(self.verdicts)
             index = 0
+            self._begin()
             try:
-                self._begin()
                 for index in range(max(index for index, _ in self._open()) + 1):
                     self._step(index)
                     for place, ask in self.asks:
@@ -256,11 +259,13 @@ class _Notebook:
     def _run_plain_tests(self) -> None:
         """Run the tests that are plain asserts, in a process of their own, of which nothing else is kept."""
         plain = [index for index, asks in self.tests.items() if asks is None]
+        for index in self.deadly.intersection(plain):  # what the student sees of it has ended the process already
+            self.plain[index] = _failed_mark(self.cells[index], "timeout" if index in self.late else "died")
         self._set_clock()
         while len(self.plain) < len(plain) and not self._is_late():
             index = 0
+            self._begin(plain=True)
             try:
-                self._begin(plain=True)
                 for index in range(max(plain) + 1):
                     if index not in plain:
                         self._step(index)
@@ -365,15 +370,24 @@ class _Notebook:
         return time.monotonic() >= self.ends
 
     def _begin(self, plain: bool = False) -> None:
-        """Start a process. plain: for plain asserts, which may draw hidden inputs from a seed in the environment."""
-        self._end()
-        with self._timed("starting"):
-            self.session = Session(self.grader.jail, self.options, self._requests, self.ends)
-            # the same student gets the same random numbers again; nothing hidden is drawn from them
-            seed = _number(f"{self.job.student}|{self.job.notebook}")
-            # not the questions' own seed, from which their cases could be drawn
-            environment = {SEED_VARIABLE: str(_number(f"plain|{self.job.seed}"))} if plain else {}
-            self.session.begin(seed, sorted(self.grader.jail.locked), environment)
+        """Start a process. plain: for plain asserts, which may draw hidden inputs from a seed in the environment.
+
+        Raises JailDied when it does not come up at the second try: that is no fault of the notebook's.
+        """
+        # the same student gets the same random numbers again; nothing hidden is drawn from them
+        seed = _number(f"{self.job.student}|{self.job.notebook}")
+        # not the questions' own seed, from which their cases could be drawn
+        environment = {SEED_VARIABLE: str(_number(f"plain|{self.job.seed}"))} if plain else {}
+        for attempt in (1, 2):
+            self._end()
+            try:
+                with self._timed("starting"):
+                    self.session = Session(self.grader.jail, self.options, self._requests, self.ends)
+                    self.session.begin(seed, sorted(self.grader.jail.locked), environment)
+                return
+            except (ProcessDied, OutOfTime) as error:
+                if attempt == 2:
+                    raise JailDied(f"a notebook's process does not come up: {error}") from error
 
     def _end(self) -> None:
         if self.session is not None:
@@ -389,6 +403,7 @@ class _Notebook:
         self.deadly.add(index)
         cell = self.cells[index]
         late = isinstance(error, OutOfTime)
+        self.late |= {index} if late else set()
         self.problems.append(f"{_name(cell, index)} {'did not keep its time limit' if late else 'ended its process'}.")
         if show and index not in self.tests:
             outputs = [from_dict(output) for output in getattr(error, "outputs", [])]

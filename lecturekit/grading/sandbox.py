@@ -253,6 +253,7 @@ class Jail:
         limits = [f"{name}={getattr(self.options, name)}" for name in ("memory", "processes", "temporary")]
         zygote = [sys.executable, "-s", "-P", "-m", "lecturekit.grading.zygote", str(control), self.isolation]
         zygote += [*limits, "preload=" + ",".join(self.preload), "read=" + ":".join(map(str, self._landlock_reads()))]
+        zygote.append("again=" + ":".join(map(str, self._in_tmp() if self.isolation == "bubblewrap" else [])))
         if self.isolation != "bubblewrap":
             (self._folder / "tmp").mkdir(exist_ok=True)
             return zygote
@@ -261,6 +262,9 @@ class Jail:
         words += ["--unshare-uts", "--unshare-cgroup-try", "--hostname", "grader", "--cap-drop", "ALL"]
         # root becomes the jail's user for good (setuid); anybody else gets a user namespace
         words += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if root else ["--unshare-user"]
+        words += ["--dev", "/dev", "--proc", "/proc"]
+        for place in ("/tmp", "/dev/shm"):  # before the folders to show, some of which may lie in /tmp
+            words += ["--perms", "1777", "--size", str(self.options.temporary), "--tmpfs", place]
         # made by hand, since those that bubblewrap makes are for root alone
         shown = [*self._readable(), INSIDE / "lecturekit"]
         for folder in sorted({parent for path in shown for parent in path.parents if parent != Path("/")}):
@@ -271,11 +275,11 @@ class Jail:
             )
         for path in _inside(self.hide, self._readable()):
             words += ["--tmpfs", str(path)]
+        for number, path in enumerate(self._in_tmp()):
+            words += ["--ro-bind", str(path), str(INSIDE / "again" / str(number))]
         words += ["--ro-bind", str(self._folder / "lecturekit"), str(INSIDE / "lecturekit")]
         words += ["--ro-bind-try", str(data_dir()), str(INSIDE / "data")]
         words += ["--ro-bind-try", str(cache_dir()), str(INSIDE / "models")]
-        words += ["--dev", "/dev", "--proc", "/proc", "--perms", "1777", "--tmpfs", "/tmp"]
-        words += ["--perms", "1777", "--tmpfs", "/dev/shm"]
         if self.options.gpu:
             for device in sorted(Path("/dev").glob("nvidia*")):
                 words += ["--dev-bind", str(device), str(device)]
@@ -283,6 +287,10 @@ class Jail:
         # could leave a module in one of them for the next student's notebook to import
         words += ["--remount-ro", "/", "--remount-ro", "/dev"]
         return [*words, "--", *zygote]
+
+    def _in_tmp(self) -> list[Path]:
+        """What is shown and lies in /tmp, where each notebook gets an empty folder: it is shown there again."""
+        return [path for path in self._readable() if Path("/tmp") in path.parents]
 
     def _landlock_reads(self) -> list[Path]:
         """What student code may read where Landlock is the sandbox. It cannot hide a folder in one that is shown."""
@@ -294,7 +302,8 @@ class Jail:
                     f"Landlock cannot hide {covered[0]}, which lies inside {sys.prefix}: install bubblewrap, or keep "
                     "the course and the environment apart"
                 )
-            shown += [self._folder / "lecturekit", data_dir(), cache_dir(), Path("/proc"), Path("/dev"), Path("/sys")]
+            shown += [self._folder / "lecturekit", data_dir(), cache_dir(), Path("/proc")]
+            shown += [Path("/dev") / name for name in ("null", "zero", "full", "random", "urandom", "shm")]
         return [path for path in shown if path.exists()]
 
     def _readable(self) -> list[Path]:

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 PASSED, WRONG, PENDING, BY_HAND = "passed", "wrong", "pending", "by hand"
-STATUSES = (PASSED, WRONG, PENDING, BY_HAND)
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,14 @@ class Job:
     seed: int
     notes: tuple[str, ...] = ()
     visible: Mapping[str, str] = field(default_factory=dict)
+
+    def to_data(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Job:
+        """The opposite of to_data, also after a trip through JSON."""
+        return cls(**(dict(data) | {"notes": tuple(data["notes"])}))
 
     def key(self, grader: str) -> str:
         """What the result depends on, as 64 hexadecimal digits. grader: the fingerprint of the code that grades."""

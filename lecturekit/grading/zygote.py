@@ -30,7 +30,7 @@ NEW_MOUNTS, NEW_UTS, NEW_IPC, NEW_USER, NEW_PIDS, NEW_NET = (
     0x20000000,
     0x40000000,
 )
-NO_SUID, NO_DEVICES, PRIVATE = 2, 4, 0x4000 | 0x40000
+NO_SUID, NO_DEVICES, PRIVATE, BIND = 2, 4, 0x4000 | 0x40000, 0x1000 | 0x4000
 SET_DEATH_SIGNAL, SET_DUMPABLE, SET_SUBREAPER, SET_NO_NEW_PRIVILEGES = 1, 4, 36, 38
 # torch.optim imports torch._dynamo at its first use, which takes longer than most notebooks
 ALWAYS = [
@@ -120,10 +120,6 @@ def _isolate(shell: object, isolation: str, settings: dict[str, str], fds: list[
             "prctl", libc.prctl(SET_SUBREAPER, 1, 0, 0, 0)
         )  # orphans come to the guard, as they would in a namespace
     temporary = _own_files(isolation, separate, settings)
-    if isolation == "landlock":
-        from lecturekit.grading import landlock
-
-        landlock.restrict([Path(part) for part in settings["read"].split(":")], [Path(temporary), Path("/dev/null")])
     _drop_capabilities()
     if isolation == "bubblewrap":  # Landlock's has a filter of its own
         from lecturekit.grading import seccomp
@@ -135,6 +131,10 @@ def _isolate(shell: object, isolation: str, settings: dict[str, str], fds: list[
             os.close(fd)
         _reap()
     _limit(settings, separate)
+    if isolation == "landlock":
+        from lecturekit.grading import landlock
+
+        landlock.restrict([Path(part) for part in settings["read"].split(":")], [Path(temporary), Path("/dev/null")])
     os.chdir(os.path.join(temporary, "work"))
     from lecturekit.grading import kernel
 
@@ -161,6 +161,10 @@ def _own_files(isolation: str, separate: bool, settings: dict[str, str]) -> str:
         for place in (temporary, "/dev/shm"):
             if os.path.isdir(place):
                 _system(f"mount {place}", libc.mount(b"tmpfs", place.encode(), b"tmpfs", NO_SUID | NO_DEVICES, size))
+        for number, path in enumerate(filter(None, settings["again"].split(":"))):  # a Python that lies in /tmp
+            os.makedirs(path)
+            kept = f"/course/again/{number}".encode()
+            _system(f"show {path}", libc.mount(kept, path.encode(), None, BIND, None))
         # no further namespaces: they open parts of the kernel that a notebook has no use for
         with suppress(OSError), open("/proc/sys/user/max_user_namespaces", "w") as file:
             file.write("0")

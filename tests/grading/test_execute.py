@@ -72,7 +72,9 @@ def test_right_answers_earn_their_points_and_a_wrong_one_is_named(grader):
     assert graded.problems == ()
 
 
-def test_it_survives_a_trip_through_json(grader):
+def test_jobs_and_results_survive_a_trip_through_json(grader):
+    asked = job(MERGE, visible={"t": "x = 1"}, notes=("A note.",))
+    assert Job.from_data(json.loads(json.dumps(asked.to_data()))) == asked
     graded = grader.grade(job(MERGE, asking("lora.merge", "merge")))
     assert Graded.from_data(json.loads(json.dumps(graded.to_data()))) == graded
 
@@ -133,7 +135,7 @@ def test_an_endless_cell_is_interrupted_and_what_stands_above_it_stays(grader):
 def test_a_notebook_whose_time_is_up_keeps_the_points_of_every_question_that_can_be_answered():
     needs_bubblewrap()
     endless = "while True:\n    pass"
-    with Grader(LAB, replace(QUICK, cell_seconds=2, notebook_seconds=5)) as grader:
+    with Grader(LAB, replace(QUICK, cell_seconds=2, notebook_seconds=7)) as grader:
         graded = grader.grade(
             job(MERGE, asking("lora.merge", "merge"), *[endless] * 4, COUNT, asking("lora.count", "storage"))
         )
@@ -194,7 +196,7 @@ def test_references_cannot_be_imported_or_read_while_their_questions_are_open(gr
             "from lecturekit.tuning.lora import add_lora",
             "import lecturekit.questions.lora",
             "import pathlib, lecturekit, sys\n"
-            "for top in {pathlib.Path(lecturekit.__file__).parent, *map(pathlib.Path, sys.path)}:\n"
+            "for top in {pathlib.Path(lecturekit.__file__).parents[1], *map(pathlib.Path, sys.path[:2])}:\n"
             "    for path in top.rglob('*'):\n"
             "        if path.is_file() and 'lecturekit' in str(path) and b'2022, eq. 3' in path.read_bytes():\n"
             "            print('found', path)",
@@ -284,6 +286,20 @@ def test_cells_above_use_what_the_visible_part_of_a_test_defines(grader):
     )
     assert outcome(graded) == {"t": RIGHT, "u": RIGHT}
     assert shown(graded)[-1]["text"] == "8\n"
+
+
+def test_a_plain_test_whose_visible_part_ends_the_process_costs_only_its_own_points(grader):
+    deadly = "import os\ndef f():\n    os._exit(0)"
+    graded = grader.grade(
+        job(
+            deadly,
+            plain("t", "f()\nassert f() == 1"),
+            "value = 3",
+            plain("u", "assert value == 3"),
+            visible={"t": "f()"},
+        )
+    )
+    assert outcome(graded) == {"t": (0, WRONG, "died"), "u": RIGHT}
 
 
 def test_a_question_that_needs_a_gpu_waits_for_one(grader, monkeypatch):
