@@ -7,6 +7,7 @@ answer, which the judge compares. Sizes are limited, every wait has an end.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 import select
@@ -43,11 +44,11 @@ class Session:
     """One notebook process, from its start to its end. Use it as a context manager.
 
     requests: answers what the notebook asks while a cell runs (``passing``, references).   ends: when the notebook's
-    time is up, in time.monotonic() seconds.
+    time is up, in time.monotonic() seconds; to be set once it has begun.
     """
 
-    def __init__(self, jail: Jail, options: GradingOptions, requests: Requests, ends: float) -> None:
-        self._jail, self._options, self._requests, self._ends = jail, options, requests, ends
+    def __init__(self, jail: Jail, options: GradingOptions, requests: Requests) -> None:
+        self._jail, self._options, self._requests, self.ends = jail, options, requests, math.inf
         self._shown = self._items = 0  # characters of output so far, and pieces
         self._snapshots: list[socket.socket] = []
         self.cut = False
@@ -82,7 +83,7 @@ class Session:
         outputs: list[dict[str, Any]] = []
         try:
             self._send(
-                {"do": "cell", "source": source, "seconds": min(seconds, max(self._ends - time.monotonic(), 1.0))}
+                {"do": "cell", "source": source, "seconds": min(seconds, max(self.ends - time.monotonic(), 1.0))}
             )
             done = self._until_done(outputs, self._deadline(seconds))
         except (ProcessDied, OutOfTime) as error:
@@ -140,7 +141,7 @@ class Session:
     # Inside
 
     def _deadline(self, seconds: float) -> float:
-        return min(time.monotonic() + seconds, self._ends) + GRACE
+        return min(time.monotonic() + seconds, self.ends) + GRACE
 
     def _send(
         self, message: Mapping[str, Any], end: socket.socket | None = None, deadline: float | None = None
