@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import random
 import resource
 import shutil
@@ -38,7 +39,7 @@ from lecturekit.grading.execute import Grader
 from lecturekit.grading.options import GradingOptions
 from lecturekit.grading.record import Recorder
 from lecturekit.grading.release import release
-from lecturekit.grading.work import PASSED
+from lecturekit.grading.work import PASSED, WRONG, Graded, Job, Mark
 from lecturekit.labs import repository, to_notebook
 from lecturekit.results import machine
 from lecturekit.runtime import atomic_write, progress
@@ -182,8 +183,6 @@ def speed(pairs: int) -> list[str]:
 
 def _plain_nbgrader(course: Course, student: str) -> None:
     """nbgrader's own Autograde, with its own preprocessors, on one student; its kernel gets the same environment."""
-    import os
-
     from nbgrader.converters import Autograde
     from nbgrader.coursedir import CourseDirectory
 
@@ -262,46 +261,77 @@ def _results(course: Course) -> Iterator[Any]:
     return (graded for _, graded in Journal(course.root / "course" / "journal").results(LAB))
 
 
+class Simulated:
+    """Stands in for the Grader in the large class: every job comes back at once, one question in three wrong."""
+
+    def __init__(self, lab: str, *_: Any, **__: Any) -> None:
+        self.lab = lab
+
+    def __enter__(self) -> Simulated:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def grade(self, job: Job) -> Graded:
+        draw = random.Random(job.student)
+        marks = []
+        for cell in job.staged["cells"]:
+            marked = cell["metadata"].get("nbgrader", {})
+            if marked.get("grade"):
+                points, right = float(marked["points"]), draw.random() < 2 / 3
+                verdict = (points, PASSED, None) if right else (0.0, WRONG, "a simulated mistake")
+                marks.append(Mark(marked["grade_id"], points, *verdict[:2], misconception=verdict[2]))
+        return Graded(job.lab, job.notebook, job.student, job.staged, tuple(marks), job.notes)
+
+
 def large(size: int) -> list[str]:
-    """A large class of short notebooks on the local cluster: time, the coordinator's memory, journal, report."""
+    """A large class on the local cluster with the students' processes simulated: time, memory, journal, report."""
     script = textwrap.dedent(
         """
-        import json, resource, sys, threading, time
+        import json, sys, threading, time
         from pathlib import Path
         import psutil
-        from lecturekit.grading import coordinator
+        from lecturekit.grading import cluster, coordinator
         from lecturekit.grading.course import settings
-        samples = []
-        def watch():
-            while True:
-                samples.append(psutil.Process().memory_info().rss)
-                time.sleep(1)
-        threading.Thread(target=watch, daemon=True).start()
-        started = time.perf_counter()
-        summary = coordinator.grade(settings(Path('.')), sys.argv[1], workers=2, progress=False)
-        print(json.dumps({'seconds': time.perf_counter() - started, 'rss': samples, 'failed': len(summary.failed)}))
+        if __name__ == '__main__':
+            cluster.GRADER = 'grading:Simulated'
+            samples = []
+            def watch():
+                while True:
+                    samples.append(psutil.Process().memory_info().rss)
+                    time.sleep(1)
+            threading.Thread(target=watch, daemon=True).start()
+            started = time.perf_counter()
+            summary = coordinator.grade(settings(Path('.')), sys.argv[1], workers=2, progress=False)
+            print(json.dumps({'seconds': time.perf_counter() - started, 'rss': samples, 'failed': len(summary.failed)}))
         """
     )
     with tempfile.TemporaryDirectory() as folder:
         course = Course(Path(folder), questions_only=True)
-        for number in range(size):
-            course.submit(f"student{number:05d}", {name: "# nothing" for name in QUESTIONS if name != "lora-count"})
+        course.submit("student00000")
+        first = course.root / "course" / "submitted" / "student00000"
+        for number in range(1, size):
+            shutil.copytree(first, first.with_name(f"student{number:05d}"))
+        env = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+        (course.root / "run.py").write_text(script)
         done = subprocess.run(
-            [sys.executable, "-c", script, LAB], cwd=course.root, check=True, capture_output=True, text=True
+            [sys.executable, "run.py", LAB], cwd=course.root, env=env, check=True, capture_output=True, text=True
         )
         measured = json.loads(done.stdout.splitlines()[-1])
-        again = course.command("grade", LAB, "--workers", "2")
+        again = course.command("grade", LAB, "--workers", "2", "--student", "student0000*")
         report = course.command("report", LAB)
         journal = sum(path.stat().st_size for path in (course.root / "course" / "journal").rglob("*") if path.is_file())
     rss = measured["rss"]
     tenths = [max(rss[len(rss) * i // 10 : len(rss) * (i + 1) // 10] or [0]) / 2**20 for i in range(10)]
     return [
-        f"{size} submissions of {LAB}'s questions, one of the five attempted, two workers on this machine.",
+        f"{size} submissions of {LAB}'s questions, two workers on this machine. Students' processes are simulated:",
+        "reading, staging, dask, journal, gradebook and report are real.",
         "",
         f"- graded and recorded in {measured['seconds']:.0f} s, {1000 * measured['seconds'] / size:.0f} ms each; "
         f"not graded: {measured['failed']}",
         f"- memory of the coordinator, MiB, highest in each tenth of the run: {', '.join(f'{m:.0f}' for m in tenths)}",
-        f"- journal: {journal / 2**20:.0f} MiB; again, with nothing to do: {again:.0f} s; report: {report:.0f} s",
+        f"- journal: {journal / 2**20:.0f} MiB; report: {report:.0f} s; ten students asked for again: {again:.0f} s",
     ]
 
 

@@ -266,7 +266,7 @@ class Jail:
         for place in ("/tmp", "/dev/shm"):  # before the folders to show, some of which may lie in /tmp
             words += ["--perms", "1777", "--size", str(self.options.temporary), "--tmpfs", place]
         # made by hand, since those that bubblewrap makes are for root alone
-        shown = [*self._readable(), INSIDE / "lecturekit"]
+        shown = [*self._readable(), INSIDE / "lecturekit", *(INSIDE / "again" / path.name for path in self._in_tmp())]
         for folder in sorted({parent for path in shown for parent in path.parents if parent != Path("/")}):
             words += ["--perms", "0755", "--dir", str(folder)]
         for path in self._readable():
