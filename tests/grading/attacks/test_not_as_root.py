@@ -12,7 +12,7 @@ from grading_attacks.machine import LEAVE
 
 ROOT = Path(__file__).resolve().parents[3]
 TWO_NOTEBOOKS = """
-import os, sys, time
+import os, sys
 from lecturekit.grading.options import GradingOptions
 from lecturekit.grading.sandbox import Jail
 from lecturekit.grading.session import Session
@@ -22,7 +22,7 @@ options = GradingOptions(isolation="bubblewrap")
 attack = sys.stdin.read()
 with Jail("lab05_lora", locked=(), preload=[], options=options, hide=()) as jail:
     for _ in range(2):
-        with Session(jail, options, lambda message: {}, time.monotonic() + 60) as session:
+        with Session(jail, options, lambda message: {}) as session:
             session.begin(1, [], {})
             for output in session.cell(attack, 20):
                 print(output.get("text") or output)
