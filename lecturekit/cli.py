@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 # what the extra `grading` installs
-GRADING_PACKAGES = ("nbgrader", "jupytext", "nbformat", "nbclient", "nbconvert", "traitlets", "distributed", "dask")
+GRADING_PACKAGES = (
+    *("nbgrader", "jupytext", "nbformat", "nbclient", "nbconvert", "traitlets", "distributed", "dask"),
+    *("sqlalchemy", "jinja2", "markupsafe", "bleach", "tinycss2"),
+)
 
 
 class UsageError(ValueError):

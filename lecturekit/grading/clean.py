@@ -387,9 +387,3 @@ def is_safe_id(student: str) -> bool:
     Letters and digits of any script, and . _ @ + - but no dot in front; short enough for a file name.
     """
     return re.fullmatch(r"[\w@+-][\w.@+-]{0,127}", student) is not None and len(student.encode()) <= 200
-
-
-def safe_name(name: str) -> str:
-    """A first or last name as nbgrader's pages, which do not escape it, may hold it: angle brackets become ‹ and ›."""
-    shown = "".join(character if character.isprintable() else " " for character in name)
-    return shown.replace("<", "‹").replace(">", "›").strip()[:200]

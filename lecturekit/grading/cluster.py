@@ -220,7 +220,7 @@ def needs_gpu(lab: str) -> bool:
     """Whether any question of a lab can be judged on a GPU only."""
     from lecturekit.checking import questions
 
-    return any(getattr(question, "needs_gpu", False) for question in questions(lab))
+    return any(question.needs_gpu for question in questions(lab))
 
 
 @dataclass

@@ -179,12 +179,12 @@ class _Notebook:
             source = self.job.visible.get(cell.metadata.nbgrader.grade_id, "")
             self.session.cell(source, self.options.cell_seconds)
             return None
-        seconds = min(self.options.cell_seconds, self.ends - time.monotonic())
-        outputs = self.session.cell(source, seconds)
+        has_full_time = self.ends - time.monotonic() >= self.options.cell_seconds  # else the session gives it less
+        outputs = self.session.cell(source, self.options.cell_seconds)
         if self.session.cut and not any("was cut off" in problem for problem in self.problems):
             self.problems.append(f"What it printed and showed was cut off after {self.options.output:,} characters.")
         timed_out = any(output.get("ename") == "CellTimeout" for output in outputs)
-        if timed_out and seconds == self.options.cell_seconds:  # else it was the notebook's time that was up
+        if timed_out and has_full_time:  # else it was the notebook's time that was up
             self.problems.append(f"{_name(cell, index)} did not end within {self.options.cell_seconds:g} seconds.")
             self.deadly.add(index)
         return [from_dict(output) for output in outputs]

@@ -67,7 +67,7 @@ def open_gradebook(coursedir: CourseDirectory) -> Gradebook:
 
 def is_missing(notebook: Mapping[str, Any]) -> bool:
     """Whether a job's or a graded notebook stands for one that was not handed in."""
-    marks = notebook["metadata"].get("lecturekit")
+    marks = (notebook.get("metadata") or {}).get("lecturekit")
     return isinstance(marks, Mapping) and bool(marks.get("missing"))
 
 

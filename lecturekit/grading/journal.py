@@ -88,11 +88,6 @@ class Journal:
         if entry:
             _now(entry.path)
 
-    def keys(self) -> Iterator[str]:
-        """The keys of all results, also of those that no longer count."""
-        for lab in _folders(self.folder):
-            yield from (entry.key for entry in _entries(lab))
-
     def results(self, lab: str) -> Iterator[tuple[str, Graded]]:
         """The result that counts now of every student and notebook of a lab, with its key; read one at a time.
 

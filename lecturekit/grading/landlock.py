@@ -19,14 +19,15 @@ import stat
 import struct
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from lecturekit.grading import seccomp
+from lecturekit.grading.seccomp import ALLOW, AT_LEAST, EQUAL, FAIL, IO_URING, KILL, LOAD, MACHINES, RETURN, X32
+
 OLDEST = 3  # before it (Linux 6.2) a file that may be read could be cut to nothing
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
-SET_SECCOMP, SET_NO_NEW_PRIVS = 22, 38
-NEW_USER, NEW_NETWORK = 0x10000000, 0x40000000
+SET_NO_NEW_PRIVS = 38
 
 # Rights on files, in the kernel's order: a bit each.
 RIGHTS = (
@@ -42,24 +43,18 @@ OF_A_FILE = {"execute", "write_file", "read_file", "truncate", "ioctl_dev"}
 # shutil.copy works), or allowed only on the process itself. The numbers from 424 on are the same on both machines.
 SYSTEM_CALLS = {
     "x86_64": {
-        "refused": [41, 248, 249, 250, 425],  # socket, add_key, request_key, keyctl, io_uring_setup
+        "refused": [41, *MACHINES["x86_64"][1], *IO_URING],  # socket, and what bubblewrap's filter refuses
         "idle": [90, 92, 94, 260, 268, 132, 235, 261, 280, 188, 189, 197, 198, 452, 463, 466, 469],
         "own limits": [302],  # prlimit64
         "own signals": [62, 200, 234, 129, 297, 424],  # kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_…
     },
     "aarch64": {
-        "refused": [198, 217, 218, 219, 425],
+        "refused": [198, *MACHINES["aarch64"][1], *IO_URING],
         "idle": [53, 54, 88, 5, 6, 14, 15, 452, 463, 466, 469],  # chmod, chown, utime and xattr by path
         "own limits": [261],
         "own signals": [129, 130, 131, 138, 240, 424],
     },
 }
-AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-X32 = 0x40000000  # a second numbering of the calls on x86_64
-
-# Instructions of the filter (classic BPF) and its answers.
-LOAD, EQUAL, AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06
-ALLOW, FAIL, KILL = 0x7FFF0000, 0x00050000, 0x80000000
 NUMBER, MACHINE, FIRST_ARGUMENT = 0, 4, 16  # where the filter finds them
 
 
@@ -84,9 +79,6 @@ def restrict(read: Sequence[Path], write: Sequence[Path], execute: Sequence[Path
     version = available()
     if not version:
         raise OSError(errno.ENOSYS, f"this needs Landlock {OLDEST} (Linux 6.2) on {' or '.join(SYSTEM_CALLS)}")
-    threads = len(os.listdir("/proc/self/task"))
-    if threads > 1:
-        raise OSError(errno.EBUSY, f"this process has {threads} threads; restrict it in a fork, before it starts any")
     handled = {right for right in RIGHTS if SINCE.get(right, 1) <= version}
     network = 0b11 if version >= 4 else 0  # binding and connecting TCP sockets
     scope = 0b11 if version >= 6 else 0  # abstract Unix sockets and signals, to processes outside
@@ -98,6 +90,11 @@ def restrict(read: Sequence[Path], write: Sequence[Path], execute: Sequence[Path
         for rights, paths in ((READ, read), (WRITE, write), ({"execute"}, read if execute is None else execute)):
             for path in paths:
                 _allow(rules, path, rights & handled)
+        threads = len(os.listdir("/proc/self/task"))
+        if threads > 1:
+            raise OSError(
+                errno.EBUSY, f"this process has {threads} threads; restrict it in a fork, before it starts any"
+            )
         if _libc().prctl(SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0))):
             _fail("the kernel refuses to rule out new privileges")
         if _system_call(RESTRICT_SELF, ctypes.c_int(rules), ctypes.c_uint32(0)):
@@ -105,24 +102,8 @@ def restrict(read: Sequence[Path], write: Sequence[Path], execute: Sequence[Path
     finally:
         os.close(rules)
     _drop_capabilities()
-    _install(_filter(platform.machine(), os.getpid(), signals=version >= 6))
-
-
-def cut_network() -> bool:
-    """Move this process to a network of its own that has nothing in it. Whether the machine allows that.
-
-    Call it before ``restrict`` (which refuses sockets by itself; this is a second wall), in a single thread.
-    """
-    user, group = os.geteuid(), os.getegid()
-    if _libc().unshare(NEW_NETWORK) == 0:  # allowed to root
-        return True
-    if _libc().unshare(NEW_USER | NEW_NETWORK):
-        return False
-    maps = {"setgroups": "deny", "uid_map": f"{user} {user} 1", "gid_map": f"{group} {group} 1"}
-    with suppress(OSError):  # then the user is called nobody; the network is cut all the same
-        for name, text in maps.items():
-            Path("/proc/self", name).write_text(text)
-    return True
+    if not seccomp.install(_filter(platform.machine(), os.getpid(), signals=version >= 6)):
+        _fail("the kernel refuses a filter of system calls")
 
 
 def _allow(rules: int, path: Path, rights: set[str]) -> None:
@@ -153,13 +134,13 @@ def _drop_capabilities() -> None:
         _fail("the kernel refuses to give up capabilities")
 
 
-def _filter(machine: str, process: int, signals: bool) -> bytes:
+def _filter(machine: str, process: int, signals: bool) -> list[tuple[int, int, int, int]]:
     """The filter of system calls as a program. signals: whether Landlock already keeps signals inside."""
     calls = SYSTEM_CALLS[machine]
     refused = FAIL | errno.EACCES
     program = [
         (LOAD, 0, 0, MACHINE),
-        (EQUAL, 1, 0, AUDIT_ARCH[machine]),
+        (EQUAL, 1, 0, MACHINES[machine][0]),
         (RETURN, 0, 0, KILL),  # calls by the numbers of another machine, 32-bit ones
         (LOAD, 0, 0, NUMBER),
     ]
@@ -180,14 +161,7 @@ def _filter(machine: str, process: int, signals: bool) -> bytes:
             (RETURN, 0, 0, refused),
         ]
     program.append((RETURN, 0, 0, ALLOW))
-    return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
-
-
-def _install(program: bytes) -> None:
-    memory = ctypes.create_string_buffer(program, len(program))
-    description = struct.pack("@HP", len(program) // 8, ctypes.addressof(memory))
-    if _libc().prctl(SET_SECCOMP, ctypes.c_ulong(2), description, ctypes.c_ulong(0), ctypes.c_ulong(0)):
-        _fail("the kernel refuses a filter of system calls")
+    return program
 
 
 def _libc() -> ctypes.CDLL:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lecturekit.grading import report_page
+from lecturekit.grading.gradebook import is_missing
 from lecturekit.grading.similarity import Alike, Similarity
 from lecturekit.grading.work import BY_HAND, PASSED, PENDING, WRONG, Graded, Mark
 
@@ -93,8 +94,7 @@ class Gathered:
 
     def add(self, graded: Graded) -> None:
         """Take in one result."""
-        metadata = graded.executed.get("metadata") or {}
-        if isinstance(metadata.get("lecturekit"), Mapping) and metadata["lecturekit"].get("missing"):
+        if is_missing(graded.executed):
             self.missing.append(graded.student)
             return
         number = len(self.students)

@@ -194,8 +194,6 @@ class Jail:
         if not line:
             raise JailDied(self._last_words() or "the zygote has ended")
         words = dict(word.split("=", 1) for word in line.decode().split())
-        if "error" in words:
-            raise JailDied(words["error"])
         return {name: int(value) for name, value in words.items()}
 
     def _last_words(self) -> str:

@@ -12,8 +12,10 @@ import platform
 import struct
 
 SET_SECCOMP, FILTER = 22, 2
+# Instructions of a filter (classic BPF) and its answers.
 LOAD, EQUAL, AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06
-ALLOW, REFUSE = 0x7FFF0000, 0x00050000 | errno.EPERM
+ALLOW, FAIL, KILL = 0x7FFF0000, 0x00050000, 0x80000000  # FAIL | errno: the call does nothing and fails with it
+REFUSE = FAIL | errno.EPERM
 X32 = 0x40000000  # x86's third set of system calls, whose numbers start here
 
 # what the kernel calls the machine, and there add_key, request_key, keyctl, bpf, perf_event_open, userfaultfd
@@ -43,6 +45,11 @@ def restrict() -> bool:
     lines += [(LOAD, 0, 0, 0), (AT_LEAST, len(refused) + 1, 0, X32)]
     lines += [(EQUAL, len(refused) - place, 0, number) for place, number in enumerate(refused)]
     lines += [(RETURN, 0, 0, ALLOW), (RETURN, 0, 0, REFUSE)]
-    packed = b"".join(struct.pack("HBBI", *line) for line in lines)
-    program = _Program(len(lines), packed)
-    return ctypes.CDLL(None).prctl(SET_SECCOMP, ctypes.c_ulong(FILTER), ctypes.byref(program)) == 0
+    return install(lines)
+
+
+def install(lines: list[tuple[int, int, int, int]]) -> bool:
+    """Put a filter before this process's system calls, for good. False, with ctypes.get_errno, where it is refused."""
+    program = _Program(len(lines), b"".join(struct.pack("=HBBI", *line) for line in lines))
+    kernel = ctypes.CDLL(None, use_errno=True)
+    return kernel.prctl(SET_SECCOMP, ctypes.c_ulong(FILTER), ctypes.byref(program), *(ctypes.c_ulong(0),) * 2) == 0

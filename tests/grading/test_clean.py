@@ -16,7 +16,6 @@ from lecturekit.grading.clean import (
     clean,
     is_safe_id,
     rendered,
-    safe_name,
     sanitise,
 )
 
@@ -291,10 +290,8 @@ def test_cleaning_twice_changes_nothing_more():
     assert again == before
 
 
-def test_student_ids_and_names_that_a_page_may_hold():
+def test_student_ids_that_a_page_may_hold():
     for good in ("ada", "ada.lovelace@uni.edu", "a_b-c+d", "12345", "Jürgen_Öz-Groß_77", "李明_4"):
         assert is_safe_id(good)
     for bad in ("", "..", "a/b", "é" * 120, "<script>", 'a"b', "a b", "\u202ea", ".hidden", "a\n"):
         assert not is_safe_id(bad)
-    assert safe_name("O'Brien <script>") == "O'Brien ‹script›"
-    assert safe_name("Zoë\u202e\x00") == "Zoë"

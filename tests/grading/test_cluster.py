@@ -273,8 +273,8 @@ def test_a_job_and_its_result_travel_as_json(folder, monkeypatch):
     """run_job takes and gives text, so nothing that a student made is unpickled in the coordinator."""
     monkeypatch.syspath_prepend(str(HERE))
     sent = job(folder, "ada", score=3.0)
-    text = json.dumps({**sent.__dict__, "notes": list(sent.notes)})
-    assert cluster._job(text) == sent
+    text = json.dumps(sent.to_data())
+    assert Job.from_data(json.loads(text)) == sent
     back = cluster.run_job(
         text, GradingOptions().to_data(), cluster.identity(LAB), (str(folder),), "fake_grading:Grader"
     )

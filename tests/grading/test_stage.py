@@ -218,4 +218,4 @@ def test_without_a_release_the_error_says_what_to_do(new_course, tmp_path):
         gradebook.add_notebook(LAB, LAB)
     course.submit("anna", LAB, nbformat.v4.new_notebook())
     done = course.nbgrader("autograde", LAB)
-    assert done.returncode != 0 and f"run `lecturekit release {LAB}` first" in done.stderr
+    assert done.returncode != 0 and f"run `lecturekit release {LAB}`" in done.stderr

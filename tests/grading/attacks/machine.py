@@ -226,10 +226,10 @@ if os.fork() == 0:
     attempt(os.chroot, ".")
     leak("the course, from a nested namespace", os.path.exists(COURSE))
     leak("a hidden file, from a nested namespace", [p for p in HOST["private files"] if os.path.exists(p)])
-    attempt(os.mkdir, "/tmp/root")
-    attempt(os.mknod, "/tmp/root/disk", 0o60666, os.makedev(8, 0))
-    attempt(os.mknod, "/tmp/root/disk2", 0o60666, os.makedev(254, 0))
-    for disk in ("/tmp/root/disk", "/tmp/root/disk2", "/dev/mem", "/dev/kmem", "/proc/kcore"):
+    attempt(os.mkdir, "/tmp/device")
+    attempt(os.mknod, "/tmp/device/disk", 0o60666, os.makedev(8, 0))
+    attempt(os.mknod, "/tmp/device/disk2", 0o60666, os.makedev(254, 0))
+    for disk in ("/tmp/device/disk", "/tmp/device/disk2", "/dev/mem", "/dev/kmem", "/proc/kcore"):
         leak("a disk " + disk, attempt(lambda: open(disk, "rb").read(16)))
     os._exit(0)
 os.wait()
