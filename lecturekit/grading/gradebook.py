@@ -227,10 +227,10 @@ def reason(url: str, said: str) -> str:
     if "locked" in said:
         return (
             f"{url} is locked ({said}): another program is writing to it, such as a second grader, formgrader or a "
-            "database browser; close it, then grade again"
+            "database browser; close it, then try again"
         )
     if "full" in said or "I/O" in said or "readonly" in said:
-        return f"{url} could not be written ({said}): make room or give write permission there, then grade again"
+        return f"{url} could not be written ({said}): make room or give write permission there, then try again"
     return f"{url} refused ({said}): if nbgrader was upgraded, back it up and run `nbgrader db upgrade`"
 
 

@@ -258,23 +258,34 @@ def _stubs(coursedir: Any, lab: str) -> dict[str, str]:
 
 
 def _manual(coursedir: Any, lab: str) -> dict[tuple[str, str, str], float]:
-    """What people gave in formgrader. Empty without a gradebook."""
-    from nbgrader.api import Assignment, BaseCell, Grade, Notebook, SubmittedAssignment, SubmittedNotebook
+    """What people gave in formgrader. Empty without a gradebook. Raises LabError when it cannot be read."""
+    from sqlalchemy.exc import SQLAlchemyError
 
-    from lecturekit.grading.gradebook import database_file, open_gradebook
+    from lecturekit.grading.gradebook import database_file, open_gradebook, reason
+    from lecturekit.labs import LabError
 
     file = database_file(coursedir)
     if file is not None and not file.exists():
         return {}
-    with open_gradebook(coursedir) as gradebook:
-        rows = (
-            gradebook.db.query(SubmittedAssignment.student_id, Notebook.name, BaseCell.name, Grade.score)
-            .select_from(Grade)
-            .join(BaseCell, Grade.cell_id == BaseCell.id)
-            .join(SubmittedNotebook, Grade.notebook_id == SubmittedNotebook.id)
-            .join(Notebook, SubmittedNotebook.notebook_id == Notebook.id)
-            .join(SubmittedAssignment, SubmittedNotebook.assignment_id == SubmittedAssignment.id)
-            .join(Assignment, SubmittedAssignment.assignment_id == Assignment.id)
-            .filter(Assignment.name == lab, Grade.manual_score.isnot(None), Grade.needs_manual_grade.is_(False))
-        )
-        return {(student, notebook, cell): score for student, notebook, cell, score in rows}
+    try:
+        with open_gradebook(coursedir) as gradebook:
+            return _given(gradebook, lab)
+    except SQLAlchemyError as error:
+        said = str(getattr(error, "orig", None) or error).splitlines()[0]
+        raise LabError(reason(coursedir.db_url, said)) from error
+
+
+def _given(gradebook: Any, lab: str) -> dict[tuple[str, str, str], float]:
+    from nbgrader.api import Assignment, BaseCell, Grade, Notebook, SubmittedAssignment, SubmittedNotebook
+
+    rows = (
+        gradebook.db.query(SubmittedAssignment.student_id, Notebook.name, BaseCell.name, Grade.score)
+        .select_from(Grade)
+        .join(BaseCell, Grade.cell_id == BaseCell.id)
+        .join(SubmittedNotebook, Grade.notebook_id == SubmittedNotebook.id)
+        .join(Notebook, SubmittedNotebook.notebook_id == Notebook.id)
+        .join(SubmittedAssignment, SubmittedNotebook.assignment_id == SubmittedAssignment.id)
+        .join(Assignment, SubmittedAssignment.assignment_id == Assignment.id)
+        .filter(Assignment.name == lab, Grade.manual_score.isnot(None), Grade.needs_manual_grade.is_(False))
+    )
+    return {(student, notebook, cell): score for student, notebook, cell, score in rows}

@@ -324,3 +324,15 @@ def test_points_given_in_formgrader_are_read_from_the_gradebook(tiny):
     coursedir = CourseDirectory(config=settings(tiny.root))
     assert _manual(coursedir, lab) == {("graded", lab, "explain"): 1.5}
     assert "raise NotImplementedError" in _stubs(coursedir, lab)["double"]
+
+
+def test_a_gradebook_that_cannot_be_read_is_told_in_a_sentence(tiny):
+    from nbgrader.coursedir import CourseDirectory
+
+    from lecturekit.grading.course import settings
+    from lecturekit.grading.report import _manual
+    from lecturekit.labs import LabError
+
+    (tiny.root / "course" / "gradebook.db").write_bytes(b"no database at all, but long enough to be looked at" * 50)
+    with pytest.raises(LabError, match="gradebook.db refused"):
+        _manual(CourseDirectory(config=settings(tiny.root)), "lab99_tiny")
