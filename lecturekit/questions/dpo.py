@@ -1,6 +1,7 @@
-"""The DPO questions of lab 3: the log-probability of an answer, and the loss on a pair of them.
+"""The questions of lab 3, in the order in which DPO is derived: the optimum of reward minus KL, the reward that a
+policy stands for, the log-probability of an answer, the loss, the weights in its gradient, the cached reference.
 
-Rafailov et al., "Direct Preference Optimization: Your Language Model is Secretly a Reward Model", NeurIPS 2023, eq. 7.
+Rafailov et al., "Direct Preference Optimization: Your Language Model is Secretly a Reward Model", NeurIPS 2023.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lecturekit.checking import Case, Draw, Unfit, question
@@ -17,6 +18,306 @@ from lecturekit.checking.compare import describe, precision
 
 LAB = "lab03_dpo"
 EPS = torch.finfo(torch.float32).eps
+
+# dpo.optimum ---------------------------------------------------------------------------------------------------------
+
+
+@question("dpo.optimum", lab=LAB, points=10, slide="Direct Preference Optimization (DPO): the optimum behind the loss")
+def optimum(draw: Draw) -> Case:
+    """The policy that is best at reward minus β · KL, on a space of a few answers."""
+    edge = draw.edge("equal rewards", "large rewards", "an answer the reference never gives")
+    prompts, answers = draw.sizes(2, low=3, high=7)
+    reference = draw.uniform(prompts, answers, low=0.1, high=1.0)
+    rewards = draw.normal(prompts, answers, scale=300.0 if edge == "large rewards" else 1.0)
+    if edge == "equal rewards":
+        rewards = draw.normal(prompts, 1).expand(prompts, answers).clone()
+    elif edge == "an answer the reference never gives":
+        reference[torch.arange(prompts), draw.integers(0, answers - 1, prompts)] = 0.0
+    return Case(
+        edge,
+        reference=reference / reference.sum(1, keepdim=True),
+        rewards=rewards,
+        beta=draw.choice([0.3, 0.5, 2.0]),
+    )
+
+
+optimum.oracle("lecturekit.alignment.dpo:optimal_policy")
+optimum.tolerance(
+    ulps=lambda case: case.rewards.shape[1] + 8,
+    magnitude=lambda case, expected: (
+        expected.double() * (4 + 2 * case.rewards.double().abs().amax(1, keepdim=True) / case.beta)
+        + torch.finfo(torch.float32).tiny
+    ),
+    why="each exponent r / beta + log p is off by roundings of its own size, and a probability by that times itself; "
+    "then a sum over the answers. Below float32's smallest normal number digits are lost",
+)
+
+
+def _objective(case: Case, policy: Tensor) -> Tensor:
+    """Expected reward minus beta KL to the reference, prompt by prompt, in float64."""
+    gap = torch.where(policy > 0, policy * (policy.log() - case.reference.double().log()), 0.0)
+    return (policy * case.rewards.double()).sum(1) - case.beta * gap.sum(1)
+
+
+def _beats_others(case: Case, parts: dict[str, Any]) -> bool:
+    """Compared with the reference, with the most rewarded answer alone and with mixtures; slack for roundings."""
+    policy = parts["result"].double()
+    policy = policy / policy.sum(1, keepdim=True)
+    reference = case.reference.double()
+    reference = reference / reference.sum(1, keepdim=True)
+    allowed = 64 * EPS * (1 + case.rewards.double().abs().amax(1))
+    best = _objective(case, policy)
+    greedy = F.one_hot(case.rewards.masked_fill(reference == 0, -math.inf).argmax(1), policy.shape[1]).double()
+    others = [reference, greedy, (policy + reference) / 2, (policy + greedy) / 2, 0.9 * policy + 0.1 * reference]
+    return all(bool((_objective(case, other) <= best + allowed).all()) for other in others)
+
+
+def _adds_up(case: Case, parts: dict[str, Any]) -> bool:
+    """No probability below 0, and rows that add up to 1 as far as exponents of that size allow."""
+    policy = parts["result"].double()
+    exponents = 1 + case.rewards.double().abs().amax(1) / case.beta
+    allowed = 64 * precision(case, parts["result"]) * exponents
+    return bool((policy >= 0).all() and ((policy.sum(1) - 1).abs() <= allowed).all())
+
+
+optimum.law("each row is a distribution", _adds_up)
+optimum.law(
+    "what the reference never says stays unsaid",
+    lambda case, parts: bool((parts["result"][case.reference == 0] == 0).all()),
+)
+optimum.law("no other policy has more reward minus β · KL", _beats_others)
+
+
+def _tilted(reference: Tensor, exponents: Tensor) -> Tensor:
+    """Reference times exp(exponents), normalised: what the misconceptions start from."""
+    return torch.softmax(reference.log() + exponents, dim=1)
+
+
+@optimum.misconception(
+    "leaves the reference out", hint="What should the best policy be when every answer has the same reward?"
+)
+def _(reference, rewards, beta):
+    return torch.softmax(rewards / beta, dim=1)
+
+
+@optimum.misconception(
+    "multiplies the reward by β", hint="A large β holds the policy near the reference. What does yours do as β grows?"
+)
+def _(reference, rewards, beta):
+    return _tilted(reference, rewards * beta)
+
+
+@optimum.misconception("forgets β", hint="Who decides how far the policy may go from the reference for a reward?")
+def _(reference, rewards, beta):
+    return _tilted(reference, rewards)
+
+
+@optimum.misconception(
+    "goes away from the reward", hint="Two answers, the same in the reference. Which of them should become likelier?"
+)
+def _(reference, rewards, beta):
+    return _tilted(reference, -rewards / beta)
+
+
+@optimum.misconception(
+    "does not normalise", hint="The equation has a Z(x). What must the probabilities of a prompt's answers add up to?"
+)
+def _(reference, rewards, beta):
+    return reference * (rewards / beta).exp()
+
+
+@optimum.misconception(
+    "normalises over the prompts", hint="Z(x) belongs to one prompt x. Over which dimension is its sum?"
+)
+def _(reference, rewards, beta):
+    return torch.softmax(reference.log() + rewards / beta, dim=0)
+
+
+@optimum.misconception(
+    "normalises over all prompts together", hint="Z(x) belongs to one prompt x. How many values of Z are there?"
+)
+def _(reference, rewards, beta):
+    exponents = reference.log() + rewards / beta
+    return torch.softmax(exponents.flatten(), dim=0).view(exponents.shape)
+
+
+@optimum.misconception(
+    "adds probabilities to exponents",
+    hint="A product with exp( … ) becomes a sum inside it. What becomes of the reference's probability there?",
+)
+def _(reference, rewards, beta):
+    return torch.softmax(reference + rewards / beta, dim=1)
+
+
+@optimum.misconception(
+    "scales the reference with the reward",
+    hint="β divides the reward only. What should be left when all rewards are 0?",
+)
+def _(reference, rewards, beta):
+    return torch.softmax((reference.log() + rewards) / beta, dim=1)
+
+
+@optimum.misconception(
+    "gives the most rewarded answer alone",
+    hint="That is the best without the KL term. What does the KL to the reference cost there?",
+)
+def _(reference, rewards, beta):
+    return F.one_hot(rewards.argmax(1), rewards.shape[1]).to(reference.dtype)
+
+
+@optimum.misconception("returns log-probabilities", hint="Should a row add up to 1, or its exp?")
+def _(reference, rewards, beta):
+    return torch.log_softmax(reference.log() + rewards / beta, dim=1)
+
+
+@optimum.misconception(
+    "takes exp of large rewards, which overflows",
+    hint="exp(89) does not fit into float32. Only differences of exponents matter: which one may you subtract?",
+)
+def _(reference, rewards, beta):
+    weights = reference * (rewards / beta).exp()
+    return weights / weights.sum(1, keepdim=True)
+
+
+@optimum.alternative("the largest reward subtracted, then a plain ratio")
+def _(p, r, b):
+    largest = r.masked_fill(p == 0, -math.inf).amax(dim=-1, keepdim=True)
+    weights = torch.where(p > 0, p * ((r - largest) / b).exp(), 0.0)
+    return weights / weights.sum(dim=-1, keepdim=True)
+
+
+@optimum.alternative("logsumexp for log Z")
+def _(reference, rewards, beta):
+    scores = torch.log(reference) + torch.div(rewards, beta)
+    return torch.exp(scores - torch.logsumexp(scores, dim=-1, keepdim=True))
+
+
+@optimum.alternative("prompt by prompt, float64 inside")
+def _(*args):
+    reference, rewards, beta = args
+    rows = []
+    for p, r in zip(reference.double(), rewards.double(), strict=True):
+        exponents = p.log() + r / beta
+        rows.append(torch.softmax(exponents, 0))
+    return torch.stack(rows).to(reference.dtype)
+
+
+# dpo.reward ----------------------------------------------------------------------------------------------------------
+
+
+@question("dpo.reward", lab=LAB, points=10, slide="Direct Preference Optimization (DPO): the reward inside the policy")
+def reward(draw: Draw) -> Case:
+    """The reward that a policy stands for, up to what all answers to a prompt share."""
+    edge = draw.edge("policy = reference", "long answers")
+    shape = draw.sizes(2, low=3, high=6)
+    reference = draw.normal(*shape, scale=4.0) - (1000.0 if edge == "long answers" else 20.0)
+    return Case(
+        edge,
+        policy=reference.clone() if edge == "policy = reference" else reference + draw.normal(*shape, scale=3.0),
+        reference=reference,
+        beta=draw.choice([0.1, 0.3, 0.5]),
+    )
+
+
+reward.oracle("lecturekit.alignment.dpo:implicit_reward")
+reward.tolerance(
+    ulps=4,
+    magnitude=lambda case, _: case.beta * (case.policy.double().abs() + case.reference.double().abs()),
+    why="a difference of two numbers of that size and a product, in either order: at most 3 roundings",
+)
+reward.law(
+    "a policy that equals its reference has learnt no reward",
+    lambda case, parts: bool((parts["result"] == 0).all()) if case.label == "policy = reference" else None,
+)
+reward.law(
+    "the reward is above 0 where the policy has become more fond of an answer, below 0 where less",
+    # beyond the roundings of two numbers near 1,000
+    lambda case, parts: bool((parts["result"] * (case.policy - case.reference) > -1e-3).all()),
+)
+
+
+@reward.misconception("forgets β", hint="A policy far from its reference: is it held loosely, or is its reward large?")
+def _(policy, reference, beta):
+    return policy - reference
+
+
+@reward.misconception(
+    "divides by β", hint="In the optimum β divides the reward. What happens to it when you solve for the reward?"
+)
+def _(policy, reference, beta):
+    return (policy - reference) / beta
+
+
+@reward.misconception(
+    "leaves the reference out", hint="A policy that has learnt nothing yet: what reward should it stand for?"
+)
+def _(policy, reference, beta):
+    return beta * policy
+
+
+@reward.misconception(
+    "turns policy and reference round", hint="The policy now likes an answer better than before. Is that a high reward?"
+)
+def _(policy, reference, beta):
+    return beta * (reference - policy)
+
+
+@reward.misconception(
+    "divides log-probabilities instead of subtracting them",
+    hint="The equation has the logarithm of a ratio. Your inputs are logarithms already: what becomes of a ratio?",
+)
+def _(policy, reference, beta):
+    return beta * policy / reference
+
+
+@reward.misconception(
+    "gives the ratio of probabilities, not its logarithm",
+    hint="Solve the optimum for r: what undoes the exp around it?",
+)
+def _(policy, reference, beta):
+    return beta * (policy - reference).exp()
+
+
+@reward.misconception(
+    "weights with the policy's probability, as a KL does",
+    hint="A KL is an expectation over all answers. Whose reward is asked for here?",
+)
+def _(policy, reference, beta):
+    return beta * policy.exp() * (policy - reference)
+
+
+@reward.misconception(
+    "takes the mean over the answers off",
+    hint="That ranks answers alike, but needs all of them. How many answers to a prompt does a pair show you?",
+)
+def _(policy, reference, beta):
+    rewards = beta * (policy - reference)
+    return rewards - rewards.mean(1, keepdim=True)
+
+
+@reward.misconception(
+    "goes through probabilities, which underflow",
+    hint="A long answer has a log-probability of -1,000. What is exp of that in float32, and a ratio of two of them?",
+)
+def _(policy, reference, beta):
+    return beta * (policy.exp() / reference.exp()).log()
+
+
+@reward.alternative("β taken inside")
+def _(now, before, strength):
+    return strength * now - strength * before
+
+
+@reward.alternative("torch.sub and torch.mul")
+def _(policy, reference, beta):
+    return torch.mul(torch.sub(policy, reference), beta)
+
+
+@reward.alternative("float64 inside")
+def _(*args):
+    policy, reference, beta = args
+    return (beta * (policy.double() - reference.double())).to(policy.dtype)
+
 
 # dpo.logprob ---------------------------------------------------------------------------------------------------------
 
@@ -500,3 +801,353 @@ def _(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta
     terms = torch.stack([policy_chosen, policy_rejected, reference_chosen, reference_rejected])
     margin = torch.einsum("tb,t->b", terms, terms.new_tensor([1.0, -1.0, -1.0, 1.0]))
     return F.binary_cross_entropy_with_logits(beta * margin, torch.ones_like(margin))
+
+
+# dpo.weight ----------------------------------------------------------------------------------------------------------
+
+
+@question("dpo.weight", lab=LAB, points=10, slide="Direct Preference Optimization (DPO): what its gradient does")
+def weight(draw: Draw) -> Case:
+    """How strongly the gradient pulls at each pair."""
+    edge = draw.edge("policy = reference", "a margin of +10,000", "a margin of -10,000")
+    batch = draw.integer(4, 7)
+    reference_chosen, reference_rejected = -draw.uniform(2, batch, low=5.0, high=60.0)
+    policy_chosen = reference_chosen + draw.normal(batch, scale=4.0)
+    policy_rejected = reference_rejected + draw.normal(batch, scale=4.0)
+    if edge == "policy = reference":
+        policy_chosen, policy_rejected = reference_chosen.clone(), reference_rejected.clone()
+    elif edge == "a margin of +10,000":
+        policy_rejected[0] -= 10_000
+    elif edge == "a margin of -10,000":
+        policy_chosen[0] -= 10_000
+    return Case(
+        edge,
+        policy_chosen=policy_chosen,
+        policy_rejected=policy_rejected,
+        reference_chosen=reference_chosen,
+        reference_rejected=reference_rejected,
+        beta=draw.choice([0.1, 0.2, 0.5]),
+    )
+
+
+weight.oracle("lecturekit.alignment.dpo:gradient_weight")
+weight.tolerance(
+    ulps=8,
+    magnitude=lambda case, _: 1 + _size_of_margin(case),
+    why="4 roundings of the margin's terms, times the sigmoid's slope of at most 1/4, and a few of the result",
+)
+weight.law(
+    "a weight is between 0 and 1", lambda _, parts: bool(((parts["result"] >= 0) & (parts["result"] <= 1)).all())
+)
+weight.law(
+    "where policy and reference agree nothing is known yet: one half",
+    lambda case, parts: (
+        bool(((parts["result"] - 0.5).abs() < 4 * precision(case, parts["result"])).all())
+        if case.label == "policy = reference"
+        else None
+    ),
+)
+
+
+@weight.misconception(
+    "weighs the pairs that are already right",
+    hint="A pair whose order is badly wrong: should it pull hard, or hardly at all?",
+)
+def _(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta):
+    return torch.sigmoid(beta * ((policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)))
+
+
+@weight.misconception("forgets β", hint="The weight compares two rewards. What makes a log-ratio a reward?")
+def _(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta):
+    return torch.sigmoid((policy_rejected - reference_rejected) - (policy_chosen - reference_chosen))
+
+
+@weight.misconception(
+    "leaves the reference out",
+    hint="Before the first step policy and reference agree. What is known about a pair then?",
+)
+def _(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta):
+    return torch.sigmoid(beta * (policy_rejected - policy_chosen))
+
+
+@weight.misconception(
+    "takes the slope of the sigmoid, not of its logarithm",
+    hint="The loss has a logarithm. d log f = f′ / f: what is left of the slope σ(1 - σ)?",
+)
+def _(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta):
+    p = torch.sigmoid(beta * ((policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)))
+    return p * (1 - p)
+
+
+@weight.misconception(
+    "multiplies by β as well",
+    hint="β stands before the whole gradient, the same for all pairs. Which factor differs from pair to pair?",
+)
+def _(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta):
+    return beta * torch.sigmoid(beta * ((policy_rejected - reference_rejected) - (policy_chosen - reference_chosen)))
+
+
+@weight.misconception("gives the loss of each pair", hint="A weight lies between 0 and 1. How large can -log σ become?")
+def _(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta):
+    return -F.logsigmoid(beta * ((policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)))
+
+
+@weight.misconception(
+    "counts a pair as right or wrong, with nothing between",
+    hint="Two pairs are right, one by a hair, one clearly. Should they pull alike?",
+)
+def _(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta):
+    margin = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)
+    return (margin < 0).float()
+
+
+@weight.misconception(
+    "shares the weight out over the batch", hint="Is a pair's weight less because another pair is wrong too?"
+)
+def _(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta):
+    margin = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)
+    return torch.softmax(-beta * margin, dim=0)
+
+
+@weight.misconception(
+    "takes exp of a large margin, which overflows",
+    hint="exp(89) does not fit into float32, and infinity ÷ infinity is no number. torch has the whole function.",
+)
+def _(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta):
+    pull = (beta * ((policy_rejected - reference_rejected) - (policy_chosen - reference_chosen))).exp()
+    return pull / (1 + pull)
+
+
+@weight.alternative("one minus the probability that the order is right")
+def _(pc, pr, rc, rr, strength):
+    return 1 - torch.sigmoid(strength * ((pc - rc) - (pr - rr)))
+
+
+@weight.alternative("a softmax over the two implicit rewards")
+def _(policy_win, policy_lose, reference_win, reference_lose, beta):
+    rewards = beta * torch.stack([policy_win - reference_win, policy_lose - reference_lose])
+    return rewards.softmax(dim=0)[1]
+
+
+@weight.alternative("minus the gradient of the summed loss, over β")
+def _(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta):
+    with torch.enable_grad():
+        chosen = policy_chosen.detach().clone().requires_grad_()
+        margin = (chosen - reference_chosen) - (policy_rejected - reference_rejected)
+        (slope,) = torch.autograd.grad(F.logsigmoid(beta * margin).sum(), chosen)
+    return slope / beta
+
+
+@weight.alternative("tanh, float64 inside")
+def _(*args):
+    pc, pr, rc, rr = (t.double() for t in args[:4])
+    return (0.5 * (1 + torch.tanh(args[4] / 2 * ((pr - rr) - (pc - rc))))).float()
+
+
+# dpo.cache -----------------------------------------------------------------------------------------------------------
+
+
+@question("dpo.cache", lab=LAB, points=15, slide="Direct Preference Optimization (DPO): “can be pre-computed offline”")
+def cache(draw: Draw) -> Case:
+    """The reference's log-probabilities, computed once."""
+    edge = draw.edge("one batch", "batches of different sizes", "a batch comes twice")
+    width = draw.integer(5, 8)
+    count = 1 if edge == "one batch" else draw.integer(3, 5)
+    rows = draw.integer(3, 5)
+    batches = [draw.normal(rows + (i if edge == "batches of different sizes" else 0), width) for i in range(count)]
+    if edge == "a batch comes twice":
+        batches.append(batches[0].clone())
+    return Case(edge, batches=batches, weight=draw.normal(2, width))
+
+
+cache.oracle("lecturekit.alignment.dpo:reference_logprobs")
+cache.tolerance(
+    ulps=lambda case: 4 * case.weight.shape[1] + 8,
+    why="one dot product and a logsigmoid a pair; relative to the largest value",
+)
+
+
+class _Reference(nn.Module):
+    """A reference of one layer, whose dropout is still on, that keeps a record of how it is used."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.clone())
+        self.dropout = nn.Dropout(0.5)
+        self.pairs = 0
+        self.recorded = False
+
+    def forward(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        self.pairs += len(batch)
+        self.recorded = self.recorded or torch.is_grad_enabled() and self.weight.requires_grad
+        scores = self.dropout(batch) @ self.weight.T  # (pairs, 2)
+        chosen, rejected = F.logsigmoid(scores).unbind(1)
+        return chosen, rejected
+
+
+@cache.driver
+def _(function: Any, case: Case) -> dict[str, Any]:
+    """Hand over a reference as it comes from training, look at what came back, and at how the reference was used."""
+    reference = _Reference(case.weight)
+    found = function(reference, case.batches)
+    wanted = len(case.batches)
+    if not isinstance(found, (list, tuple)):
+        raise Unfit(f"the result must be a list with one (chosen, rejected) a batch, got {describe(found)}")
+    if len(found) != wanted:
+        raise Unfit(f"the result must have one (chosen, rejected) a batch: {wanted} of them, got {len(found)}")
+    values = []
+    for place, (pair, batch) in enumerate(zip(found, case.batches, strict=True)):
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise Unfit(f"entry {place} of the result must be (chosen, rejected), got {describe(pair)}")
+        for name, term in zip(("chosen", "rejected"), pair, strict=True):
+            if not isinstance(term, Tensor):
+                raise Unfit(
+                    f"{name} of entry {place} must be a tensor (pairs,) = ({len(batch)},), got {describe(term)}"
+                )
+        values.append([term.detach() for term in pair])
+    return {
+        "log-probabilities": values,
+        "the cached numbers carry no graph": not any(term.requires_grad for pair in found for term in pair),
+        "no graph was recorded while the reference ran": not reference.recorded,
+        "pairs that the reference read": reference.pairs,
+        "the reference is as it was": torch.equal(reference.weight.detach(), case.weight),
+    }
+
+
+cache.law(
+    "log-probabilities are at most 0",
+    lambda _, parts: all(bool((term <= 0).all()) for pair in parts["log-probabilities"] for term in pair),
+)
+cache.law(
+    "the same batch has the same log-probabilities",
+    lambda case, parts: (
+        all(
+            torch.equal(*pair)
+            for pair in zip(parts["log-probabilities"][0], parts["log-probabilities"][-1], strict=True)
+        )
+        if case.label == "a batch comes twice"
+        else None
+    ),
+)
+
+
+@cache.misconception(
+    "records a graph for the reference",
+    hint="The reference is never trained. What does autograd keep of each batch, and for how long?",
+)
+def _(reference, batches):
+    reference.eval()
+    return [reference(batch) for batch in batches]
+
+
+@cache.misconception(
+    "detaches afterwards: the graph was built all the same",
+    hint="detach cuts a graph that is there already. What keeps it from being recorded?",
+)
+def _(reference, batches):
+    reference.eval()
+    cached = []
+    for batch in batches:
+        chosen, rejected = reference(batch)
+        cached.append((chosen.detach(), rejected.detach()))
+    return cached
+
+
+@cache.misconception(
+    "leaves dropout on",
+    hint="Ask the reference twice for the same batch. Does it say the same? Which of its two modes is it in?",
+)
+def _(reference, batches):
+    with torch.no_grad():
+        return [reference(batch) for batch in batches]
+
+
+@cache.misconception(
+    "asks the reference twice a batch",
+    hint="One call gives both log-probabilities. How many passes do you pay for?",
+)
+def _(reference, batches):
+    reference.eval()
+    with torch.no_grad():
+        return [(reference(batch)[0], reference(batch)[1]) for batch in batches]
+
+
+@cache.misconception(
+    "keeps the last batch for all", hint="Print the cache after three batches. Are there three different entries?"
+)
+def _(reference, batches):
+    reference.eval()
+    with torch.no_grad():
+        for batch in batches:
+            chosen, rejected = reference(batch)
+    return [(chosen, rejected) for _ in batches]
+
+
+@cache.misconception("swaps chosen and rejected", hint="Which of the two does the reference return first?")
+def _(reference, batches):
+    reference.eval()
+    with torch.no_grad():
+        return [reference(batch)[::-1] for batch in batches]
+
+
+@cache.misconception(
+    "keeps one number a batch", hint="The loss compares each pair with its own reference. How many numbers is that?"
+)
+def _(reference, batches):
+    reference.eval()
+    with torch.no_grad():
+        return [tuple(term.mean() for term in reference(batch)) for batch in batches]
+
+
+@cache.misconception("keeps probabilities", hint="The loss subtracts logarithms. Does exp belong into the cache?")
+def _(reference, batches):
+    reference.eval()
+    with torch.no_grad():
+        return [tuple(term.exp() for term in reference(batch)) for batch in batches]
+
+
+@cache.misconception(
+    "is lazy: asks the reference again whenever it is read",
+    hint="A generator computes when it is read, and can be read once. What should stay when the reference is gone?",
+)
+def _(reference, batches):
+    reference.eval()
+    return (reference(batch) for batch in batches)
+
+
+@cache.alternative("a list comprehension under no_grad")
+def _(model, data):
+    model.eval()
+    with torch.no_grad():
+        return [model(batch) for batch in data]
+
+
+@cache.alternative("inference mode, then copies that autograd may use")
+def _(reference, batches):
+    cached = []
+    with torch.inference_mode():
+        for batch in batches:
+            chosen, rejected = reference.train(False)(batch)
+            cached.append([chosen, rejected])
+    return [[term.clone() for term in pair] for pair in cached]
+
+
+@cache.alternative("the reference frozen, so that nothing is recorded")
+def _(reference, batches):
+    frozen = reference.eval().requires_grad_(False)
+    return [tuple(frozen(batch)) for batch in batches]
+
+
+@cache.alternative("set_grad_enabled, a dict on the way")
+def _(*args):
+    reference, batches = args
+    reference.eval()
+    kept = {}
+    before = torch.is_grad_enabled()
+    torch.set_grad_enabled(False)
+    try:
+        for place, batch in enumerate(batches):
+            kept[place] = reference(batch)
+    finally:
+        torch.set_grad_enabled(before)
+    return [kept[place] for place in range(len(batches))]

@@ -1,0 +1,82 @@
+"""The fine-tuning lab in a real JupyterLab: run it blank, be told a mistake, answer rightly, choose a dialogue."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.browser, pytest.mark.models, pytest.mark.timeout(900)]
+
+LAB = "lab01_sft"
+MINUTES = 60_000
+
+
+@pytest.fixture(scope="module")
+def lab(chromium, jupyterlab):
+    # how a notebook is used in JupyterLab is written down once, beside the tests of lab 5
+    spec = importlib.util.spec_from_file_location("browser_lab05", Path(__file__).with_name("test_lab05.py"))
+    used = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(used)
+    page = chromium.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(jupyterlab(LAB))
+    opened = used.Lab(page)
+    opened.wait_for("panel.content.widgets.length > 10")
+    opened.wait_until_idle()
+    yield opened
+    page.close()
+
+
+def test_a_blank_lab_runs_from_top_to_bottom(lab):
+    lab.run_all()
+    assert lab.errors() == []
+    card = lab.show(lab.index('check("sft.loss"')).locator("section.lecturekit-verdict")
+    assert "not attempted yet" in card.inner_text()
+    lab.picture("sft_blank")
+
+
+def test_a_wrong_answer_is_told_its_mistake(lab):
+    lab.type_into(
+        lab.index("def response_loss("),
+        "def response_loss(logits, labels):\n    return F.cross_entropy(logits.flatten(0, 1), labels.flatten())",
+    )
+    lab.run_cell(lab.index("def response_loss("))
+    check = lab.index('check("sft.loss"')
+    lab.run_cell(check)
+    card = lab.show(check).locator("section.lecturekit-verdict")
+    assert "not yet right" in card.get_attribute("aria-label")
+    for words in ("does not shift", "Hint", "First difference", "expected", "got"):
+        assert words in card.inner_text()
+    drawn = lab.index("gradient_picture(response_loss)")
+    lab.run_cell(drawn)
+    picture = lab.show(drawn).locator(".jp-OutputArea-output img").first
+    assert "row 2 has labels at 9 to 10 and a gradient at 9, 10" in picture.get_attribute("alt")
+    lab.picture("sft_wrong")
+
+
+def test_a_right_answer_passes(lab):
+    lab.type_into(
+        lab.index("def response_loss("),
+        "def response_loss(logits, labels):\n    return F.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:])",
+    )
+    lab.run_cell(lab.index("def response_loss("))
+    check = lab.index('check("sft.loss"')
+    lab.run_cell(check)
+    card = lab.show(check).locator("section.lecturekit-verdict")
+    assert card.get_attribute("aria-label").startswith("sft.loss: passed")
+    lab.picture("sft_right")
+
+
+def test_the_prompt_can_be_put_into_the_loss_of_the_strip(lab):
+    cell = lab.show(lab.index("explore.strip_selector("))
+    figure = cell.locator(".jp-OutputArea-output img").first
+    figure.wait_for(timeout=1 * MINUTES)
+    before = figure.get_attribute("src")
+    assert "responses only" in figure.get_attribute("alt")
+    cell.get_by_role("checkbox").first.check()
+    lab.page.wait_for_function(
+        "([src]) => ![...document.querySelectorAll('.jp-OutputArea-output img')].some(i => i.src === src)",
+        arg=[before],
+        timeout=1 * MINUTES,
+    )
+    assert "prompt and responses" in cell.locator(".jp-OutputArea-output img").first.get_attribute("alt")
+    lab.picture("sft_strip")
