@@ -4,6 +4,8 @@ import socket
 
 import pytest
 
+pytest.register_assert_rewrite("anatomy", "opened")
+
 
 def pytest_collection_modifyitems(items):
     """Skip what this machine cannot run, each with its reason."""

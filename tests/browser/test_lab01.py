@@ -1,29 +1,17 @@
 """The fine-tuning lab in a real JupyterLab: run it blank, be told a mistake, answer rightly, choose a dialogue."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
+from opened import MINUTES, opened
 
 pytestmark = [pytest.mark.browser, pytest.mark.models, pytest.mark.timeout(900)]
 
 LAB = "lab01_sft"
-MINUTES = 60_000
 
 
 @pytest.fixture(scope="module")
 def lab(chromium, jupyterlab):
-    # how a notebook is used in JupyterLab is written down once, beside the tests of lab 5
-    spec = importlib.util.spec_from_file_location("browser_lab05", Path(__file__).with_name("test_lab05.py"))
-    used = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(used)
-    page = chromium.new_page(viewport={"width": 1280, "height": 900})
-    page.goto(jupyterlab(LAB))
-    opened = used.Lab(page)
-    opened.wait_for("panel.content.widgets.length > 10")
-    opened.wait_until_idle()
-    yield opened
-    page.close()
+    with opened(chromium, jupyterlab(LAB)) as notebook:
+        yield notebook
 
 
 def test_a_blank_lab_runs_from_top_to_bottom(lab):

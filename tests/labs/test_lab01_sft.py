@@ -1,182 +1,32 @@
-"""Lab 1 as a notebook: its anatomy, and what a smoke run shows with everything answered and with nothing answered."""
+"""Lab 1 as a notebook: what every lab must be, and the equalities that supervised fine-tuning rests on."""
 
-import ast
 import re
 
 import pytest
-
-from lecturekit import labs
-from lecturekit.checking import questions
-
-LAB = "lab01_sft"
+from anatomy import Anatomy, printed
 
 
-@pytest.fixture(scope="module")
-def notebook():
-    return labs.to_notebook(labs.labs()[LAB])
+class TestLab01(Anatomy):
+    LAB = "lab01_sft"
+    TOPIC = "sft"
+    NAMES = ('encode_dialogue', 'make_batch', 'response_loss', 'pack', 'block_diagonal_mask', 'train_step')
+    HEADINGS = ('Set-up', 'Predict', 'The idea', 'Build', 'Measure: a language model becomes a customer assistant', 'With the prompt in the loss', 'The time that packing saves', 'The lecture and you', 'Explain')
+    CLAIMS = ('C01', 'C02')
+    PREDICTION = "predicted_response"
+    UNDRAWN = "Your pack gave no rows to draw: is not written yet"
+    PICTURES = 8
 
-
-def marks(cell):
-    return cell.metadata.get("nbgrader", {})
-
-
-def blank(notebook):
-    """The notebook as a student gets it: stubs for solutions, no hidden tests."""
-    for cell in notebook.cells:
-        if cell.cell_type != "code":
-            continue
-        cell.source = re.sub(
-            r"^( *)### BEGIN SOLUTION.*?### END SOLUTION",
-            r"\1raise NotImplementedError",
-            cell.source,
-            flags=re.S | re.M,
+    @pytest.mark.slow
+    @pytest.mark.models
+    def test_answered_equalities_hold(self, answered):
+        text = printed(answered)
+        count, total = map(int, re.search(r"template: (\d+) of (\d+) dialogues", text).groups())
+        assert count == total > 600
+        assert "predicts no response token: 0.0\n" in text
+        packed, leaking = (
+            float(re.search(words + r"\s+(\S+)\n", text)[1])
+            for words in ("blocks and positions as you made them", "positions running on")
         )
-        cell.source = re.sub(r"### BEGIN HIDDEN TESTS.*?### END HIDDEN TESTS", "", cell.source, flags=re.S)
-    return notebook
-
-
-def run(notebook):
-    return labs.run(notebook, LAB, profile="smoke", quiet=True).notebook
-
-
-@pytest.fixture(scope="module")
-def answered():
-    return run(labs.to_notebook(labs.labs()[LAB]))
-
-
-@pytest.fixture(scope="module")
-def unanswered():
-    return run(blank(labs.to_notebook(labs.labs()[LAB])))
-
-
-def outputs(notebook):
-    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-
-
-def printed(notebook):
-    """All that a reader of plain text sees."""
-    return "\n".join(
-        output.text if output.output_type == "stream" else output.get("data", {}).get("text/plain", "")
-        for output in outputs(notebook)
-    )
-
-
-def test_points_sum_to_100_and_are_those_of_the_questions(notebook):
-    points = {marks(cell)["grade_id"]: marks(cell)["points"] for cell in notebook.cells if marks(cell).get("grade")}
-    assert sum(points.values()) == 100
-    automatic = {asked.id: asked.points for asked in questions() if asked.lab == LAB}
-    assert {f"{name.replace('.', '-')}-test": worth for name, worth in automatic.items()}.items() <= points.items()
-    assert set(points) - {f"{name.replace('.', '-')}-test" for name in automatic} == {"sft-explain", "sft-wrong"}
-
-
-def test_every_question_is_checked_then_graded_in_a_locked_cell(notebook):
-    tests = [cell for cell in notebook.cells if marks(cell).get("grade") and not marks(cell)["solution"]]
-    assert len(tests) == 6
-    for cell in tests:
-        assert marks(cell)["locked"]
-        asked, given = re.match(r'check\("(sft\.\w+)", (\w+)\)\n', cell.source).groups()
-        hidden = f'### BEGIN HIDDEN TESTS\ngrade("{asked}", {given})\n### END HIDDEN TESTS'
-        assert hidden in cell.source
-
-
-def test_every_solution_cell_becomes_a_stub_that_parses_and_keeps_its_signature(notebook):
-    solutions = [cell for cell in notebook.cells if marks(cell).get("solution") and cell.cell_type == "code"]
-    assert len(solutions) == 6
-    names = [ast.parse(cell.source).body[0].name for cell in solutions]
-    stubs = [
-        cell.source for cell in blank(labs.to_notebook(labs.labs()[LAB])).cells if cell.id in {c.id for c in solutions}
-    ]
-    assert [ast.parse(stub).body[0].name for stub in stubs] == names
-    assert names == ["encode_dialogue", "make_batch", "response_loss", "pack", "block_diagonal_mask", "train_step"]
-    assert all("NotImplementedError" in stub and "SOLUTION" not in stub for stub in stubs)
-
-
-def test_the_anatomy_is_complete_and_in_order(notebook):
-    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    headings = re.findall(r"^## (?:\d · )?(.+)$", text, flags=re.M)
-    assert headings == [
-        "Set-up", "Predict", "The idea", "Build", "Measure: a language model becomes a customer assistant",
-        "With the prompt in the loss", "The time that packing saves", "The lecture and you", "Explain",
-    ]  # fmt: skip
-    first = notebook.cells[0].source
-    assert all(word in first for word in ("Slides", "Papers", "Reading", "Computing", "You build", "You measure"))
-    assert text.count("<details>") == text.count("</details>") >= 10
-
-
-def test_predictions_are_left_to_the_student(notebook):
-    (cell,) = [cell for cell in notebook.cells if "predicted_response =" in cell.source]
-    assert all(
-        isinstance(line.value, ast.Constant) and line.value.value is None for line in ast.parse(cell.source).body
-    )
-
-
-def test_the_colab_cell_does_nothing_elsewhere(notebook, monkeypatch):
-    cell = next(cell for cell in notebook.cells if cell.cell_type == "code")
-    assert "COLAB_RELEASE_TAG" in cell.source and "--no-deps" in cell.source
-    monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
-    monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("the set-up cell ran a command outside Colab"))
-    exec(cell.source, {})
-
-
-def test_nothing_that_notebooks_lose(notebook):
-    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    assert not any(source.rstrip().endswith(";") for source in code)  # jupytext drops it
-    assert not any("plt.show" in source or "%matplotlib" in source for source in code)  # figures without alt text
-    assert "widgets" not in notebook.metadata  # no saved widget state
-
-
-@pytest.mark.slow
-@pytest.mark.models
-def test_answered_every_check_passes(answered):
-    assert len(re.findall(r"sft\.\w+: passed", printed(answered))) == 6
-    assert "course's own version" not in printed(answered)
-
-
-@pytest.mark.slow
-@pytest.mark.models
-def test_answered_equalities_hold(answered):
-    text = printed(answered)
-    count, total = map(int, re.search(r"template: (\d+) of (\d+) dialogues", text).groups())
-    assert count == total > 600
-    assert "predicts no response token: 0.0\n" in text
-    packed, leaking = (float(re.search(words + r"\s+(\S+)\n", text)[1]) for words in
-                       ("blocks and positions as you made them", "positions running on"))  # fmt: skip
-    assert packed < leaking / 100
-    padded, rows = map(int, re.search(r"(\d+) % padded, (\d+) % packed into rows of 512", text).groups())
-    assert rows < padded
-
-
-@pytest.mark.slow
-@pytest.mark.models
-def test_answered_table_has_the_claims_of_this_lab(answered):
-    table = next(o.data for o in outputs(answered) if "the paper and you" in o.get("data", {}).get("text/plain", ""))
-    assert set(re.findall(r"^(C\d\d) ", table["text/plain"], flags=re.M)) == {"C01", "C02"}
-    assert "smoke profile" in table["text/plain"]  # nobody takes these few steps for a measurement
-
-
-@pytest.mark.slow
-@pytest.mark.models
-@pytest.mark.parametrize("which", ["answered", "unanswered"])
-def test_every_picture_has_an_alt_text(which, request):
-    found = outputs(request.getfixturevalue(which))
-    images = [image for o in found for image in re.findall(r"<img[^>]*>", o.get("data", {}).get("text/html", ""))]
-    assert len(images) >= 8 and all(re.search(r'alt="[^"]{30,}"', image) for image in images)
-    assert not any("image/png" in o.get("data", {}) for o in found)
-
-
-@pytest.mark.slow
-@pytest.mark.models
-@pytest.mark.parametrize("which", ["answered", "unanswered"])
-def test_nothing_is_written_to_stderr(which, request):
-    errors = [o.text for o in outputs(request.getfixturevalue(which)) if o.get("name") == "stderr"]
-    assert not errors
-
-
-@pytest.mark.slow
-@pytest.mark.models
-def test_unanswered_it_runs_to_the_end_and_says_what_is_missing(unanswered):
-    text = printed(unanswered)
-    assert len(re.findall(r"sft\.\w+: not attempted", text)) == 6
-    assert len(re.findall(r"sft\.\w+ has not passed its check yet", text)) == 6
-    assert "Your pack gave no rows to draw: is not written yet" in text
-    assert "the paper and you" in text and "Traceback" not in text
+        assert packed < leaking / 100
+        padded, rows = map(int, re.search(r"(\d+) % padded, (\d+) % packed into rows of 512", text).groups())
+        assert rows < padded
