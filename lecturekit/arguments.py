@@ -39,6 +39,22 @@ def require_tensor(
     return value
 
 
+def require_integers(name: str, value: Any, ndim: int | None = None) -> Tensor:
+    """Return value if it is a tensor of integers, not empty and with ndim dimensions if that is asked for.
+
+    Raises TypeError for another type or dtype (float, complex and bool are none), ValueError for a wrong shape.
+    """
+    require_tensor(name, value, ndim=ndim, floating=False)
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name} must have an integer dtype, got {value.dtype}")
+    return value
+
+
+def widened(value: Tensor) -> Tensor:
+    """value in float32, or as it is if that is wider: logarithms and sums are no work for 8 bits of mantissa."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
 def is_finite(value: Tensor) -> bool:
     """Whether no element is NaN or infinite."""
     value = value.detach()

@@ -6,7 +6,14 @@ import numpy
 import pytest
 import torch
 
-from lecturekit.arguments import is_finite, require_number, require_positive_int, require_tensor
+from lecturekit.arguments import (
+    is_finite,
+    require_integers,
+    require_number,
+    require_positive_int,
+    require_tensor,
+    widened,
+)
 
 
 def test_a_good_tensor_comes_back_itself():
@@ -43,6 +50,27 @@ def test_is_finite_looks_at_every_element_and_is_not_fooled_by_a_sum():
     for bad in (math.nan, math.inf, -math.inf):
         assert not is_finite(torch.tensor([1.0, bad]))
     assert not is_finite(torch.tensor([math.inf, -math.inf]))
+
+
+def test_integers():
+    for dtype in (torch.int64, torch.int32, torch.uint8):
+        x = torch.ones(2, 3, dtype=dtype)
+        assert require_integers("x", x, ndim=2) is x
+    for dtype in (torch.float32, torch.complex64, torch.bool):
+        with pytest.raises(TypeError, match=f"x must have an integer dtype, got {dtype}"):
+            require_integers("x", torch.ones(2, dtype=dtype))
+    with pytest.raises(TypeError, match="x must be a torch.Tensor, got list"):
+        require_integers("x", [1])
+    with pytest.raises(ValueError, match="x must have 1 dimension"):
+        require_integers("x", torch.ones(2, 3).long(), ndim=1)
+
+
+def test_widened_is_float32_or_wider_and_keeps_what_is_wide_enough():
+    for dtype, wide in ((torch.bfloat16, torch.float32), (torch.float16, torch.float32)):
+        assert widened(torch.ones(2, dtype=dtype)).dtype == wide
+    for dtype in (torch.float32, torch.float64):
+        x = torch.ones(2, dtype=dtype)
+        assert widened(x) is x
 
 
 def test_positive_int():

@@ -1,4 +1,4 @@
-"""Make the customer-service data set from the dialogues in written/, all of which people wrote by hand.
+"""Make the customer-service data set from the dialogues in written/, each of which was written for it.
 
     python data/customer_service/make.py       # checks what is written, writes the splits and SHA256SUMS
 

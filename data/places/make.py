@@ -2,10 +2,10 @@
 
     python data/places/make.py            # writes train.jsonl, test.jsonl and SHA256SUMS
 
-All places, phrasings and answers were written by hand. Asked about a real city the preferred answer names its country
-and the rejected one denies knowing it; asked about an invented place it is the other way round. No place of the test
-split occurs in training, and half of the test questions use a phrasing that no training question uses. The same seed
-always gives the same bytes.
+All places, phrasings and answers were written for this course. Asked about a real city the preferred answer names its
+country and the rejected one denies knowing it; asked about an invented place it is the other way round. No place of
+the test split occurs in training, and half of the test questions use a phrasing that no training question uses. The
+same seed always gives the same bytes.
 """
 
 from __future__ import annotations

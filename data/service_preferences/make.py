@@ -20,7 +20,7 @@ WRITTEN = "written.jsonl"
 FIELDS = ("topic", "situation", "message", "better", "worse", "reason")
 REASONS = ("empathy", "blame", "vague", "false promise", "off topic", "rude")
 
-# Chosen by hand: no test topic has a near relative in training, as a dentist's desk has in an optician.
+# Chosen one by one: no test topic has a near relative in training, as a dentist's desk has in an optician.
 TOPICS = {
     "train": (
         "gym membership",

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lecturekit.arguments import require_number, require_tensor
+from lecturekit.arguments import require_integers, require_number, require_tensor, widened
 
 
 def optimal_policy(reference: Tensor, rewards: Tensor, beta: float) -> Tensor:
@@ -33,7 +33,7 @@ def optimal_policy(reference: Tensor, rewards: Tensor, beta: float) -> Tensor:
     if reference.ndim == 0:
         raise ValueError("reference must have a dimension of answers, got a single number")
     beta = _positive("beta", beta)
-    wide = reference.to(torch.promote_types(reference.dtype, torch.float32))
+    wide = widened(reference)
     # half-precision probabilities are each off by half a rounding, and so is their sum
     slack = 1e-4 + reference.shape[-1] * torch.finfo(reference.dtype).eps
     if bool((wide < 0).any()) or bool(((wide.sum(-1) - 1).abs() > slack).any()):
@@ -54,8 +54,7 @@ def implicit_reward(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
     require_tensor("reference", reference, finite=True)
     _require_same_shape("reference", reference, "policy", policy)
     beta = _positive("beta", beta)
-    dtype = torch.promote_types(torch.promote_types(policy.dtype, reference.dtype), torch.float32)
-    return beta * (policy.to(dtype) - reference.to(dtype))
+    return beta * (widened(policy) - widened(reference))
 
 
 def sequence_logprob(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -64,16 +63,15 @@ def sequence_logprob(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     logits: (batch, seq, vocab), where position t predicts token t + 1. tokens: (batch, seq), integers.
     mask: (batch, seq) bool, true on the tokens of the response. Returns (batch,), float32 or wider.
     Nothing predicts token 0, so mask[:, 0] has no effect (as in TRL); a row without response tokens gives 0. Tokens
-    outside the mask are not looked at and may be any padding value. Differentiable in logits.
+    outside the mask are not looked at and may be any padding value. A logit of -infinity is a word that never comes.
+    Differentiable in logits.
     Raises TypeError for wrong types or dtypes, ValueError for shapes that do not match, seq < 2, response tokens
-    outside the vocabulary, or logits from which no log-probability follows (NaN, +infinity).
+    outside the vocabulary, or logits from which no log-probability follows: NaN, +infinity, nothing but -infinity.
     """
     require_tensor("logits", logits, ndim=3)
-    require_tensor("tokens", tokens, ndim=2, floating=False)
+    require_integers("tokens", tokens, ndim=2)
     require_tensor("mask", mask, ndim=2, dtype=torch.bool)
     batch, seq, vocab = logits.shape
-    if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
-        raise TypeError(f"tokens must have an integer dtype, got {tokens.dtype}")
     for name, tensor in (("tokens", tokens), ("mask", mask)):
         if tensor.shape != (batch, seq):
             raise ValueError(f"{name} must be (batch, seq) = {(batch, seq)} to match logits, got {tuple(tensor.shape)}")
@@ -85,16 +83,17 @@ def sequence_logprob(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         raise ValueError(f"tokens must be in 0..{vocab - 1} where mask is true, got one outside")
     # One sequence at a time, its response only, and logsumexp instead of log_softmax: the memory needed beside the
     # logits stays that of one response, where log_softmax would keep a second tensor of the size of logits.
-    sums = []
+    sums, largest = [], []
     for row, row_predicted, row_response in zip(logits.unbind(), predicted, response, strict=True):
-        scores = row[:-1][row_response]  # (response, vocab)
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        scores = widened(row[:-1][row_response])  # (response, vocab)
         chosen = scores.gather(1, row_predicted[row_response].unsqueeze(1)).squeeze(1)  # (response,)
         sums.append((chosen - scores.logsumexp(dim=1)).sum())
-    result = torch.stack(sums)
-    if bool(result.isnan().any()):
-        raise ValueError("logits must be free of NaN and +infinity where they predict the response, got one")
-    return result
+        largest.append(scores.detach().amax(dim=1))  # finite unless there is NaN, +infinity, or nothing else
+    if not bool(torch.cat(largest).isfinite().all()):
+        raise ValueError(
+            "logits must be free of NaN and +infinity where they predict the response, and not all -infinity there"
+        )
+    return torch.stack(sums)
 
 
 def dpo_loss(
@@ -137,12 +136,11 @@ def dpo_nll_loss(
     chosen_tokens: (batch,) integers of at least 1, how many tokens each chosen answer has. weight >= 0. The second term
     is the mean over all tokens of all winners, so it is supervised fine-tuning on them (TRL's loss type "sft").
     The other arguments, result and errors as for dpo_loss. Pang et al., "Iterative Reasoning Preference Optimization",
-    2024, eq. 1 (there each answer is averaged by itself); Llama 3 (2024), §4.1.4, uses a weight of 0.2.
+    2024, eq. 1 (there the weight, α, stands before the DPO term instead, and each answer is averaged by itself);
+    Llama 3 (2024), §4.1.4, has it here, before the likelihood, and uses 0.2.
     """
     loss = dpo_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta)
-    require_tensor("chosen_tokens", chosen_tokens, ndim=1, floating=False)
-    if chosen_tokens.is_floating_point() or chosen_tokens.is_complex() or chosen_tokens.dtype == torch.bool:
-        raise TypeError(f"chosen_tokens must have an integer dtype, got {chosen_tokens.dtype}")
+    require_integers("chosen_tokens", chosen_tokens, ndim=1)
     _require_same_shape("chosen_tokens", chosen_tokens, "policy_chosen", policy_chosen)
     if bool((chosen_tokens < 1).any()):
         raise ValueError("chosen_tokens must be at least 1 for each answer, got a smaller count")
@@ -194,7 +192,7 @@ def _margin(
         if term.shape != policy_chosen.shape:
             raise ValueError(f"{name} must be (batch,) = {tuple(policy_chosen.shape)}, got {tuple(term.shape)}")
     beta = _positive("beta", beta)
-    wide = [term.to(torch.promote_types(term.dtype, torch.float32)) for term in terms.values()]
+    wide = [widened(term) for term in terms.values()]
     chosen_ratio = wide[0] - wide[2]  # log pi(y_win | x) / pi_ref(y_win | x)
     rejected_ratio = wide[1] - wide[3]
     return beta * (chosen_ratio - rejected_ratio)

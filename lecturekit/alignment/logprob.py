@@ -9,6 +9,9 @@ while the row's probabilities p are at hand: with a frozen head, as under LoRA, 
 gradient to the head's own weights needs the probabilities again, and recomputes them. (Slides "Supervised Fine-Tuning"
 and "DPO": both losses are sums of these numbers. Recomputing instead of keeping: Chen et al. 2016, "Training Deep Nets
 with Sublinear Memory Cost".) Double backward is left out.
+
+The labs do without it: they write log_softmax and gather out in shorter functions of their own, for reading. This one
+is what benchmarks/logprobs.py measures beside the plain way.
 """
 
 from __future__ import annotations
@@ -18,9 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lecturekit.arguments import require_positive_int, require_tensor
+from lecturekit.arguments import require_integers, require_positive_int, require_tensor, widened
 
-IGNORED = -100  # the label of a position that does not count, as in PyTorch and transformers
+IGNORED = -100
+"""The label that takes no part in the loss, as in PyTorch's cross_entropy and in transformers."""
 
 
 def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, rows: int = 128) -> Tensor:
@@ -28,7 +32,9 @@ def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, rows: int = 
 
     hidden: (..., dim), after the model's last norm.   weight: (vocab, dim), the output head (in SmolLM2 the embedding).
     targets: (...), integers; −100 means "does not count", costs nothing and gives 0.   rows: how many positions are
-    turned into logits at a time; extra memory is rows × vocab numbers.   →   (...), float32 or wider.
+    turned into logits at a time.   →   (...), float32 or wider.
+    Extra memory: rows × vocab numbers, three times in a dtype below float32 (the logits, then in float32, then the
+    probabilities), and where hidden is trained one tensor like hidden for its gradient.
     The caller shifts: hidden[:, t] predicts tokens[:, t + 1]. Differentiable in hidden and weight, once. Equal to
     ``(hidden @ weight.T).log_softmax(-1)`` at the targets up to roundings; in bfloat16 the products are rounded to it.
     Raises TypeError for wrong types or dtypes, ValueError for shapes that do not match or targets outside the
@@ -36,10 +42,8 @@ def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, rows: int = 
     """
     require_tensor("hidden", hidden)
     require_tensor("weight", weight, ndim=2)
-    require_tensor("targets", targets, floating=False)
+    require_integers("targets", targets)
     require_positive_int("rows", rows)
-    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
-        raise TypeError(f"targets must have an integer dtype, got {targets.dtype}")
     if hidden.dtype != weight.dtype:
         raise TypeError(f"hidden and weight must have one dtype, got {hidden.dtype} and {weight.dtype}")
     if hidden.ndim < 2 or hidden.shape[-1] != weight.shape[1]:
@@ -70,7 +74,7 @@ class _TokenLogProbs(torch.autograd.Function):
         buffer = hidden.new_empty(min(rows, len(hidden)), len(weight))
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
-            scores = torch.mm(hidden[part], weight.T, out=buffer[: len(hidden[part])]).to(wide)  # (rows, vocab)
+            scores = widened(torch.mm(hidden[part], weight.T, out=buffer[: len(hidden[part])]))  # (rows, vocab)
             at = targets[part].unsqueeze(1)
             top = scores.amax(1, keepdim=True)
             chosen = scores.gather(1, at) - top

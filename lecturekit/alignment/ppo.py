@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lecturekit.arguments import require_number, require_tensor
+from lecturekit.arguments import require_number, require_tensor, widened
 
 
 def kl_estimators(logprobs: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -28,7 +28,7 @@ def kl_estimators(logprobs: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, 
     Raises TypeError for wrong types, ValueError for shapes that differ.
     """
     _alike(logprobs=logprobs, reference=reference)
-    log_ratio = _wide(reference) - _wide(logprobs)
+    log_ratio = widened(reference) - widened(logprobs)
     return -log_ratio, 0.5 * log_ratio.square(), torch.expm1(log_ratio) - log_ratio
 
 
@@ -47,7 +47,7 @@ def token_rewards(score: Tensor, logprobs: Tensor, reference: Tensor, mask: Tens
         raise ValueError(f"score must be (batch,) = ({len(mask)},), got {tuple(score.shape)}")
     if require_number("beta", beta) < 0:
         raise ValueError(f"beta must be at least 0, got {beta}")
-    rewards = torch.where(mask, -beta * (_wide(logprobs) - _wide(reference)), 0.0).detach()
+    rewards = torch.where(mask, -beta * (widened(logprobs) - widened(reference)), 0.0).detach()
     rows = torch.arange(len(mask), device=mask.device)
     rewards[rows, _last(mask)] += score.detach().to(rewards.dtype)
     return rewards
@@ -66,8 +66,8 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     for name, number in (("gamma", gamma), ("lam", lam)):
         if not 0 <= require_number(name, number) <= 1:
             raise ValueError(f"{name} must be in 0 … 1, got {number}")
-    rewards = torch.where(mask, _wide(rewards), 0.0).detach()  # padding may hold anything, NaN too
-    values = torch.where(mask, _wide(values), 0.0).detach()
+    rewards = torch.where(mask, widened(rewards), 0.0).detach()  # padding may hold anything, NaN too
+    values = torch.where(mask, widened(values), 0.0).detach()
     advantages = torch.zeros_like(values)
     running = torch.zeros_like(values[:, 0])  # (batch,), the advantage of the token after this one
     following = torch.zeros_like(running)  # (batch,), its value
@@ -85,10 +85,10 @@ def whiten(advantages: Tensor, mask: Tensor) -> Tensor:
     std is the sample's, with n − 1 below the sum as in torch.std. Raises ValueError for fewer than two tokens.
     """
     _check(mask, advantages=advantages)
-    inside = _wide(advantages)[mask]
+    inside = widened(advantages)[mask]
     if len(inside) < 2:
         raise ValueError("mask must hold at least two tokens, or there is no standard deviation")
-    return torch.where(mask, (_wide(advantages) - inside.mean()) / (inside.std() + 1e-8), 0.0)
+    return torch.where(mask, (widened(advantages) - inside.mean()) / (inside.std() + 1e-8), 0.0)
 
 
 def advantages_and_returns(
@@ -112,8 +112,8 @@ def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask
     _check(mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
     if require_number("epsilon", epsilon) <= 0:
         raise ValueError(f"epsilon must be above 0, got {epsilon}")
-    ratio = (_wide(logprobs)[mask] - _wide(old_logprobs)[mask].detach()).exp()  # (tokens,)
-    inside = _wide(advantages)[mask].detach()
+    ratio = (widened(logprobs)[mask] - widened(old_logprobs)[mask].detach()).exp()  # (tokens,)
+    inside = widened(advantages)[mask].detach()
     return -torch.minimum(ratio * inside, ratio.clamp(1 - epsilon, 1 + epsilon) * inside).mean()
 
 
@@ -122,12 +122,13 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
 
     values: (batch, seq) now, with gradient; old_values: when the responses were sampled; returns: from gae.
     A value may profit from moving at most epsilon away from the old one. Returns a scalar.
-    Not in the PPO paper: it is in its authors' code, and in Ouyang et al. 2022's. Raises as policy_loss does.
+    Not in the PPO paper: it is in its authors' code, and in that of Ziegler et al. 2019 (lm-human-preferences).
+    Raises as policy_loss does.
     """
     _check(mask, values=values, old_values=old_values, returns=returns)
     if require_number("epsilon", epsilon) <= 0:
         raise ValueError(f"epsilon must be above 0, got {epsilon}")
-    now, old, wanted = (_wide(t)[mask] for t in (values, old_values.detach(), returns.detach()))
+    now, old, wanted = (widened(t)[mask] for t in (values, old_values.detach(), returns.detach()))
     near = old + (now - old).clamp(-epsilon, epsilon)
     return 0.5 * torch.maximum((now - wanted).square(), (near - wanted).square()).mean()
 
@@ -142,13 +143,8 @@ def group_advantages(rewards: Tensor, epsilon: float = 1e-4) -> Tensor:
     require_tensor("rewards", rewards, ndim=2)
     if rewards.shape[1] < 2:
         raise ValueError(f"rewards must be (groups, size) with at least 2 responses, got {tuple(rewards.shape)}")
-    wide = _wide(rewards)
+    wide = widened(rewards)
     return (wide - wide.mean(dim=1, keepdim=True)) / (wide.std(dim=1, keepdim=True) + epsilon)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """float32 or wider: ratios of probabilities are no work for 8 bits of mantissa."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _alike(**tensors: Tensor) -> None:

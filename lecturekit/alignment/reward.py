@@ -2,21 +2,20 @@
 
 Bradley and Terry 1952 (the model), Christiano et al. 2017 and Ouyang et al. 2022, eq. 1 (its use); slide "Training
 the Reward Model". The reward of a text is a number that only its differences give a meaning to: adding the same
-constant to all rewards changes no preference. `fit` therefore puts the rewards of the training texts at mean 0 and
-standard deviation 1.
+constant to all rewards changes no preference. `RewardHead.standardise` therefore puts the rewards of the texts it is
+given, for example those of the training pairs, at mean 0 and standard deviation 1.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lecturekit.arguments import require_number, require_positive_int, require_tensor
-from lecturekit.runtime import progress
+from lecturekit.arguments import require_positive_int, require_tensor, widened
+from lecturekit.statistics import wilson
 
 
 def reward_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -36,8 +35,7 @@ def _pairs(chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Tensor]:
         require_tensor(name, rewards, ndim=1, finite=True)
     if chosen.shape != rejected.shape:
         raise ValueError(f"rejected must be (pairs,) = {tuple(chosen.shape)}, got {tuple(rejected.shape)}")
-    wide = torch.promote_types(torch.promote_types(chosen.dtype, rejected.dtype), torch.float32)
-    return chosen.to(wide), rejected.to(wide)
+    return widened(chosen), widened(rejected)
 
 
 @dataclass(frozen=True)
@@ -53,36 +51,23 @@ class Accuracy:
         return f"{self.fraction:.0%} of {self.pairs} pairs (95 % interval {self.low:.0%} to {self.high:.0%})"
 
 
-def pair_accuracy(chosen: Tensor, rejected: Tensor, z: float = 1.96) -> Accuracy:
+def pair_accuracy(chosen: Tensor, rejected: Tensor) -> Accuracy:
     """How often the better answer has the higher reward; a tie counts as half right.
 
-    chosen, rejected: (pairs,). The interval is Wilson's, for z standard deviations: 1.96 gives 95 %.
+    chosen, rejected: (pairs,). The interval is Wilson's of 95 %.
     Raises what reward_loss raises.
     """
     chosen, rejected = _pairs(chosen.detach(), rejected.detach())
     right = float((chosen > rejected).double().sum() + 0.5 * (chosen == rejected).double().sum())
-    return Accuracy(right / len(chosen), *wilson(right / len(chosen), len(chosen), z), len(chosen))
-
-
-def wilson(fraction: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval (low, high) for a fraction found in `count` independent trials, within 0 … 1.
-
-    Unlike fraction ± z·sqrt(fraction (1 − fraction) / count) it is right near 0 and 1 and for few trials.
-    Raises ValueError unless 0 <= fraction <= 1 and count >= 1. Wilson 1927.
-    """
-    require_positive_int("count", count)
-    if not 0 <= require_number("fraction", fraction) <= 1:
-        raise ValueError(f"fraction must be in 0 … 1, got {fraction}")
-    middle = (fraction + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * math.sqrt(fraction * (1 - fraction) / count + z**2 / (4 * count**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return Accuracy(right / len(chosen), *wilson(right / len(chosen), len(chosen)), len(chosen))
 
 
 class RewardHead(nn.Module):
     """A reward for each feature vector: r = (f(x) − mean) / std, with f linear, or an MLP with one hidden layer.
 
     dim: length of a feature vector, for example 384 from MiniLM. hidden: width of the MLP, 0 for a linear f.
-    x: (…, dim) → (…). mean and std are buffers, 0 and 1 until `fit` or `standardise` sets them.
+    x: (…, dim) → (…). mean and std are buffers, 0 and 1 until `standardise` sets them.
+    Raises TypeError unless both are ints, ValueError for dim < 1 or hidden < 0.
     """
 
     mean: Tensor
@@ -91,6 +76,10 @@ class RewardHead(nn.Module):
     def __init__(self, dim: int, hidden: int = 0) -> None:
         super().__init__()
         require_positive_int("dim", dim)
+        if isinstance(hidden, bool) or not isinstance(hidden, int):
+            raise TypeError(f"hidden must be an int, got {type(hidden).__name__}")
+        if hidden < 0:
+            raise ValueError(f"hidden must be the width of the MLP, or 0 for a linear function, got {hidden}")
         self.f: nn.Module = nn.Linear(dim, 1)
         if hidden:
             self.f = nn.Sequential(nn.Linear(dim, hidden), nn.Tanh(), nn.Linear(hidden, 1))
@@ -109,40 +98,3 @@ class RewardHead(nn.Module):
         self.mean.copy_(raw.mean())
         self.std.copy_(raw.std())
         return self
-
-
-def fit(
-    head: RewardHead,
-    chosen: Tensor,
-    rejected: Tensor,
-    steps: int = 300,
-    lr: float = 1e-2,
-    weight_decay: float = 1e-2,
-    batch_size: int = 0,
-    seed: int = 0,
-) -> list[float]:
-    """Train the head on pairs with the Bradley–Terry loss and AdamW, then standardise it on the texts it has seen.
-
-    chosen, rejected: (pairs, dim) features. batch_size: pairs in a step, 0 for all of them. Returns the loss of each
-    step, in nats. Raises ValueError when the two are not (pairs, dim) alike.
-    """
-    require_tensor("chosen", chosen, ndim=2, finite=True)
-    require_tensor("rejected", rejected, ndim=2, finite=True)
-    if chosen.shape != rejected.shape:
-        raise ValueError(f"rejected must be (pairs, dim) = {tuple(chosen.shape)}, got {tuple(rejected.shape)}")
-    require_positive_int("steps", steps)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=weight_decay)
-    generator = torch.Generator().manual_seed(seed)
-    losses = []
-    # the raw rewards are trained: standardising only makes the numbers readable afterwards
-    for _ in progress(range(steps), "reward model"):
-        pick = slice(None)
-        if 0 < batch_size < len(chosen):
-            pick = torch.randperm(len(chosen), generator=generator)[:batch_size].to(chosen.device)  # type: ignore[assignment]
-        loss = reward_loss(head.f(chosen[pick]).squeeze(-1), head.f(rejected[pick]).squeeze(-1))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    head.standardise(torch.cat([chosen, rejected]))
-    return losses

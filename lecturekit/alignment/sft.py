@@ -8,17 +8,15 @@ with padding, the loss, and packing (several dialogues in one row, with attentio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lecturekit.arguments import require_positive_int, require_tensor
-
-IGNORED = -100
-"""The label that takes no part in the loss, as in PyTorch's cross_entropy and in transformers."""
+from lecturekit.alignment.logprob import IGNORED
+from lecturekit.arguments import require_integers, require_positive_int, require_tensor, widened
 
 START, END = "<|im_start|>", "<|im_end|>"
 ROLES = ("system", "user", "assistant")
@@ -83,7 +81,7 @@ def response_labels(ids: Tensor, mask: Tensor) -> Tensor:
     ids: integers of any shape. mask: bool of the same shape. Returns int64 of that shape, a new tensor.
     Raises TypeError or ValueError when they are not such a pair.
     """
-    require_tensor("ids", ids, floating=False)
+    require_integers("ids", ids)
     require_tensor("mask", mask, dtype=torch.bool)
     if ids.shape != mask.shape:
         raise ValueError(f"mask must have the shape of ids, {tuple(ids.shape)}, got {tuple(mask.shape)}")
@@ -95,7 +93,8 @@ def collate(dialogues: Sequence[tuple[Sequence[int], Sequence[bool]]], pad: int)
 
     dialogues: pairs (ids, mask) as encode_dialogue gives them. pad: the token id to fill up with; its label is −100.
     Whether a position is padding follows from the lengths, not from its id: SmolLM2's pad token is its <|im_end|>,
-    which is to be learnt at the end of an answer. Raises ValueError for no dialogues or a pair that does not match.
+    which is to be learnt at the end of an answer. Raises ValueError for no dialogues or a pair that does not match,
+    TypeError for ids that are no integers.
     """
     if not dialogues:
         raise ValueError("dialogues must hold at least one pair (ids, mask), got none")
@@ -109,7 +108,7 @@ def collate(dialogues: Sequence[tuple[Sequence[int], Sequence[bool]]], pad: int)
     input_ids = torch.full((len(dialogues), longest), pad)
     learnt = torch.zeros(len(dialogues), longest, dtype=torch.bool)
     for row, (ids, mask) in enumerate(dialogues):
-        input_ids[row, : len(ids)] = torch.tensor(list(ids))
+        input_ids[row, : len(ids)] = require_integers(f"the ids of dialogues[{row}]", torch.tensor(list(ids)))
         learnt[row, : len(ids)] = torch.tensor(list(mask))
     return input_ids, response_labels(input_ids, learnt)
 
@@ -121,20 +120,24 @@ def response_loss(logits: Tensor, labels: Tensor) -> Tensor:
     neither is the first position, which nothing predicts. Every token weighs the same, in a long answer and in a short
     one: the sum over the batch is divided by the count over the batch. Computed in float32 or wider. Equal to the
     ``loss`` of a transformers model given these labels. Slide "Supervised Fine-Tuning (SFT)".
-    Raises TypeError or ValueError for shapes that do not match, or when no token is counted.
+    Raises TypeError for labels that are no integers, ValueError for shapes that do not match, labels outside the
+    vocabulary, or when no token is counted.
     """
     total, count = _sum_and_count(logits, labels)
     return total / count
 
 
-def train_step(model: Any, optimizer: torch.optim.Optimizer, parts: Sequence[tuple[Tensor, Tensor]]) -> float:
+def train_step(model: Any, optimizer: torch.optim.Optimizer, parts: Iterable[tuple[Tensor, Tensor]]) -> float:
     """One update on a batch that comes in parts, because it would not fit into memory at once; returns its loss.
 
     model: model(input_ids).logits is (batch, seq, vocab). parts: pairs (input_ids, labels), each (batch, seq) of any
     size. The gradient is that of response_loss over all parts together, whatever the sizes of the parts: each part's
     sum is divided by the count of the whole batch. Returns the loss before the update, a float, in nats.
-    Raises ValueError for no parts or no labelled token.
+    Raises ValueError for no parts or no labelled token, and as response_loss does.
     """
+    parts = list(parts)  # they are walked through twice, and a generator would be empty the second time
+    for _, labels in parts:
+        require_integers("labels", labels, ndim=2)
     count = sum(int((labels[:, 1:] != IGNORED).sum()) for _, labels in parts)
     if not count:
         raise ValueError("parts must hold at least one labelled token after the first position, got none")
@@ -155,7 +158,8 @@ def pack(sequences: Sequence[tuple[Sequence[int], Sequence[int]]], length: int, 
     sequences: pairs (ids, labels). First fit: in their order, each goes behind the others in the first row that has
     room, else it opens a new row. The label of each sequence's first token becomes −100: otherwise the last token of
     the sequence before it would be asked to predict it. Padding: id `pad`, label −100, position 0, segment 0.
-    Raises ValueError for no sequences, an empty one, one longer than `length`, or labels that do not match.
+    Raises ValueError for no sequences, an empty one, one longer than `length`, or labels that do not match, TypeError
+    for ids or labels that are no integers.
     """
     length = require_positive_int("length", length)
     if not sequences:
@@ -188,8 +192,10 @@ def pack(sequences: Sequence[tuple[Sequence[int], Sequence[int]]], length: int, 
         start = 0
         for segment, (ids, labels) in enumerate(members, start=1):
             place = slice(start, start + len(ids))
-            packed.input_ids[row, place] = torch.tensor(list(ids))
-            packed.labels[row, place] = torch.tensor([IGNORED, *list(labels)[1:]])
+            packed.input_ids[row, place] = require_integers("the ids of every sequence", torch.tensor(list(ids)))
+            packed.labels[row, place] = require_integers(
+                "the labels of every sequence", torch.tensor([IGNORED, *list(labels)[1:]])
+            )
             packed.position_ids[row, place] = torch.arange(len(ids))
             packed.segments[row, place] = segment
             start += len(ids)
@@ -203,7 +209,7 @@ def block_diagonal_mask(segments: Tensor, dtype: torch.dtype | None = None) -> T
     Without dtype the mask is bool, true = may attend (scaled_dot_product_attention, transformers' "sdpa"); with a
     floating dtype it is what is added to the scores: 0, or the lowest finite number (transformers' "eager").
     """
-    require_tensor("segments", segments, ndim=2, floating=False)
+    require_integers("segments", segments, ndim=2)
     length = segments.shape[1]
     same = segments.unsqueeze(2) == segments.unsqueeze(1)  # (rows, query, key)
     causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
@@ -235,7 +241,7 @@ def _checked(messages: Sequence[Message]) -> Sequence[Message]:
 def _sum_and_count(logits: Tensor, labels: Tensor, may_be_none: bool = False) -> tuple[Tensor, int]:
     """Sum of −log P over the labelled tokens that something predicts, and how many these are."""
     require_tensor("logits", logits, ndim=3)
-    require_tensor("labels", labels, ndim=2, floating=False)
+    require_integers("labels", labels, ndim=2)
     if logits.shape[:2] != labels.shape:
         raise ValueError(f"labels must be (batch, seq) = {tuple(logits.shape[:2])}, got {tuple(labels.shape)}")
     wanted = labels[:, 1:]
@@ -243,7 +249,8 @@ def _sum_and_count(logits: Tensor, labels: Tensor, may_be_none: bool = False) ->
     count = int(counted.sum())
     if not count and not may_be_none:
         raise ValueError("labels must count at least one token after the first; all of them are -100")
+    vocab, chosen = logits.shape[2], wanted[counted].long()
+    if bool(((chosen < 0) | (chosen >= vocab)).any()):
+        raise ValueError(f"labels must be in 0..{vocab - 1} or {IGNORED}, got one outside")
     # Only the rows that are counted: the (tokens, vocab) copy in float32 is as small as it can be.
-    scores = logits[:, :-1][counted]
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    return F.cross_entropy(scores, wanted[counted].long(), reduction="sum"), count
+    return F.cross_entropy(widened(logits[:, :-1][counted]), chosen, reduction="sum"), count

@@ -6,7 +6,6 @@ escapes. Kept of each submission are a few numbers, its sentences and its soluti
 
 from __future__ import annotations
 
-import math
 import os
 import statistics
 import tempfile
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import lecturekit.statistics
 from lecturekit.grading import report_page
 from lecturekit.grading.gradebook import is_missing
 from lecturekit.grading.similarity import Alike, Similarity
@@ -59,13 +59,10 @@ class Item:
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927): it stays within 0 and 1 and holds for few and for extreme counts."""
+    """Wilson's 95 % interval of the share right / n."""
     if not 0 <= right <= n or n < 1:
         raise ValueError(f"right must lie between 0 and n ≥ 1, got {right} of {n}")
-    z = statistics.NormalDist().inv_cdf(0.975)
-    middle = (right + z * z / 2) / (n + z * z)
-    half = z / (n + z * z) * math.sqrt(right * (n - right) / n + z * z / 4)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return lecturekit.statistics.wilson(right / n, n)
 
 
 def correlation(first: list[float], second: list[float]) -> float | None:

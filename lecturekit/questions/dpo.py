@@ -6,6 +6,7 @@ Rafailov et al., "Direct Preference Optimization: Your Language Model is Secretl
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -46,10 +47,10 @@ optimum.tolerance(
     ulps=lambda case: case.rewards.shape[1] + 8,
     magnitude=lambda case, expected: (
         expected.double() * (4 + 2 * case.rewards.double().abs().amax(1, keepdim=True) / case.beta)
-        + torch.finfo(torch.float32).tiny
+        + torch.finfo(torch.float32).tiny / EPS
     ),
     why="each exponent r / beta + log p is off by roundings of its own size, and a probability by that times itself; "
-    "then a sum over the answers. Below float32's smallest normal number digits are lost",
+    "then a sum over the answers. Below float32's smallest normal number digits are lost, on some machines all of them",
 )
 
 
@@ -151,7 +152,7 @@ def _(reference, rewards, beta):
 
 @optimum.misconception(
     "scales the reference with the reward",
-    hint="β divides the reward only. What should be left when all rewards are 0?",
+    hint="What should be left when all rewards are 0?",
 )
 def _(reference, rewards, beta):
     return torch.softmax((reference.log() + rewards) / beta, dim=1)
@@ -353,18 +354,19 @@ logprob.oracle("lecturekit.alignment.dpo:sequence_logprob")
 
 
 def _roundings(case: Case) -> float:
-    """Two in the logits' dtype (a softmax and its gradient, rounded), the sums in float32 at least, as torch does."""
+    """Those of sums in float32 over the vocabulary and the response, counted in roundings of the logits' dtype."""
     depth = case.logits.shape[1] + case.logits.shape[2] + 6
-    return 2 + depth * EPS / torch.finfo(case.logits.dtype).eps
+    return depth * EPS / torch.finfo(case.logits.dtype).eps
 
 
 logprob.tolerance(
     ulps=_roundings,
     magnitude=lambda case, _: _size_of_logprob(case),
-    why="a log-softmax over the vocabulary is off by roundings of the largest logit; these add up over the response",
+    why="a log-softmax over the vocabulary is off by roundings of the largest logit; these add up over the response. "
+    "All in float32, into which bfloat16 logits go without a loss",
 )
 logprob.tolerance(
-    ulps=_roundings,
+    ulps=lambda case: 2 + _roundings(case),  # a gradient has the logits' dtype and is rounded to it once or twice
     magnitude=lambda case, _: 2 * (1 + case.logits.double().abs().amax(-1, keepdim=True)),
     why="a probability p = exp(logit - logsumexp) is off by p times the error of that difference, a few roundings of "
     "the largest logit; the driver weights the rows with up to 2",
@@ -466,7 +468,9 @@ def _(logits, tokens, mask):
 
 
 @logprob.misconception(
-    "adds up probabilities without their logarithm", hint="Probabilities of independent steps multiply. What adds up?"
+    "adds up probabilities without their logarithm",
+    hint="The probability of an answer is the product of its tokens' probabilities, each given those before. "
+    "What adds up?",
 )
 def _(logits, tokens, mask):
     return (_scored(logits, tokens).exp() * mask[:, 1:]).sum(1)
@@ -507,11 +511,19 @@ def _(logits, tokens, mask):
     return torch.where(mask[:, 1:], logprobs, 0).sum(1)
 
 
-@logprob.misconception(
-    "adds up in bfloat16", hint="bfloat16 keeps 8 bits: near -100 its steps are 1/2. In which dtype should a sum be?"
+_HALF_HINT = (
+    "bfloat16 keeps 8 bits: near -100 its steps are 1/2. In which dtype should a sum be, and what goes into it?"
 )
+
+
+@logprob.misconception("adds up in bfloat16", hint=_HALF_HINT)
 def _(logits, tokens, mask):
     return (_picked(logits.log_softmax(-1)[:, :-1], tokens[:, 1:]) * mask[:, 1:]).sum(1)
+
+
+@logprob.misconception("adds up in bfloat16", hint=_HALF_HINT)
+def _(logits, tokens, mask):
+    return (_picked(logits.log_softmax(-1)[:, :-1], tokens[:, 1:]) * mask[:, 1:]).sum(1).float()
 
 
 @logprob.misconception("adds the whole batch up", hint="Each answer of the batch has its own probability.")
@@ -839,14 +851,16 @@ weight.tolerance(
 weight.law(
     "a weight is between 0 and 1", lambda _, parts: bool(((parts["result"] >= 0) & (parts["result"] <= 1)).all())
 )
-weight.law(
-    "where policy and reference agree nothing is known yet: one half",
-    lambda case, parts: (
-        bool(((parts["result"] - 0.5).abs() < 4 * precision(case, parts["result"])).all())
-        if case.label == "policy = reference"
-        else None
-    ),
-)
+
+
+def _starts_at_one_half(case: Case, parts: dict[str, Any]) -> bool | None:
+    if case.label != "policy = reference":
+        return None
+    allowed = 4 * precision(case, parts["result"]) * (1 + _size_of_margin(case))
+    return bool(((parts["result"].double() - 0.5).abs() <= allowed).all())
+
+
+weight.law("where policy and reference agree nothing is known yet: one half", _starts_at_one_half)
 
 
 @weight.misconception(
@@ -938,6 +952,11 @@ def _(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta
     return slope / beta
 
 
+@weight.alternative("four terms in a row, the reference between the answers")
+def _(pc, pr, rc, rr, beta):
+    return torch.sigmoid(beta * (pr + rc - pc - rr))
+
+
 @weight.alternative("tanh, float64 inside")
 def _(*args):
     pc, pr, rc, rr = (t.double() for t in args[:4])
@@ -967,28 +986,33 @@ cache.tolerance(
 )
 
 
-class _Reference(nn.Module):
-    """A reference of one layer, whose dropout is still on, that keeps a record of how it is used."""
+def _watched_reference(weight: Tensor) -> tuple[nn.Module, dict[str, Any]]:
+    """A reference of one layer, whose dropout is still on, and the record of how it and its copies are used.
 
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight.clone())
-        self.dropout = nn.Dropout(0.5)
-        self.pairs = 0
-        self.recorded = False
+    The record is not an attribute: a copy of the reference would have a record of its own.
+    """
+    used = {"pairs": 0, "recorded": False}
 
-    def forward(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        self.pairs += len(batch)
-        self.recorded = self.recorded or torch.is_grad_enabled() and self.weight.requires_grad
-        scores = self.dropout(batch) @ self.weight.T  # (pairs, 2)
-        chosen, rejected = F.logsigmoid(scores).unbind(1)
-        return chosen, rejected
+    class Reference(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(weight.clone())
+            self.dropout = nn.Dropout(0.5)
+
+        def forward(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+            used["pairs"] += len(batch)
+            used["recorded"] |= torch.is_grad_enabled() and self.weight.requires_grad
+            scores = self.dropout(batch) @ self.weight.T  # (pairs, 2)
+            chosen, rejected = F.logsigmoid(scores).unbind(1)
+            return chosen, rejected
+
+    return Reference(), used
 
 
 @cache.driver
 def _(function: Any, case: Case) -> dict[str, Any]:
     """Hand over a reference as it comes from training, look at what came back, and at how the reference was used."""
-    reference = _Reference(case.weight)
+    reference, used = _watched_reference(case.weight)
     found = function(reference, case.batches)
     wanted = len(case.batches)
     if not isinstance(found, (list, tuple)):
@@ -1008,9 +1032,9 @@ def _(function: Any, case: Case) -> dict[str, Any]:
     return {
         "log-probabilities": values,
         "the cached numbers carry no graph": not any(term.requires_grad for pair in found for term in pair),
-        "no graph was recorded while the reference ran": not reference.recorded,
-        "pairs that the reference read": reference.pairs,
-        "the reference is as it was": torch.equal(reference.weight.detach(), case.weight),
+        "no graph was recorded while the reference ran": not used["recorded"],
+        "pairs that the reference read": used["pairs"],
+        "the reference's weights are as they were": torch.equal(reference.weight.detach(), case.weight),
     }
 
 
@@ -1136,6 +1160,13 @@ def _(reference, batches):
 def _(reference, batches):
     frozen = reference.eval().requires_grad_(False)
     return [tuple(frozen(batch)) for batch in batches]
+
+
+@cache.alternative("a copy in evaluation mode is asked, the reference itself is left alone")
+def _(reference, batches):
+    frozen = copy.deepcopy(reference).eval()
+    with torch.no_grad():
+        return [frozen(batch) for batch in batches]
 
 
 @cache.alternative("set_grad_enabled, a dict on the way")

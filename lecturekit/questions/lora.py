@@ -934,7 +934,8 @@ def _(model, optimizer, input_ids, labels):
 
 
 @train.misconception(
-    "takes the mean over all positions, ignored ones too", hint="Divide by how many tokens? Only those that count."
+    "takes the mean over all positions, ignored ones too",
+    hint="Divide by how many tokens? What did an ignored one add to the sum?",
 )
 def _(model, optimizer, input_ids, labels):
     total = _shifted(model, input_ids, labels, reduction="sum")

@@ -403,10 +403,18 @@ rewards.tolerance(
     ),
     why="a subtraction, a product and a sum: three roundings of the numbers that meet in a token",
 )
-rewards.law(
-    "where policy and reference agree, a response's rewards add up to its score",
-    lambda case, parts: torch.equal(parts["result"].sum(1), case.score) if case.label == "policy = reference" else None,
-)
+
+
+def _adds_up_to_the_score(case: Case, parts: dict[str, Any]) -> bool | None:
+    """Up to roundings: whoever adds −β log π and β log π_ref to the score one after the other rounds each time."""
+    if case.label != "policy = reference":
+        return None
+    met = case.beta * (case.logprobs.double().abs() + case.reference.double().abs()) * case.mask
+    allowed = 8 * precision(case, parts["result"]) * (case.score.double().abs() + met.sum(1))
+    return bool(((parts["result"].double().sum(1) - case.score.double()).abs() <= allowed).all())
+
+
+rewards.law("where policy and reference agree, a response's rewards add up to its score", _adds_up_to_the_score)
 rewards.law("padding has no reward", lambda case, parts: bool((parts["result"][~case.mask] == 0).all()))
 
 
@@ -482,7 +490,7 @@ def _(score, logprobs, reference, mask, beta):
 
 
 @rewards.misconception(
-    "replaces the last token's penalty by the score", hint="Does the last token cost nothing? Assign, or add?"
+    "replaces the last token's penalty by the score", hint="Add up that row: whose penalty is missing?"
 )
 def _(score, logprobs, reference, mask, beta):
     last = _at_the_end(torch.ones_like(score), mask).bool()
@@ -526,6 +534,13 @@ def _(score, logprobs, reference, mask, beta):
     follows = torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
     end = mask & ~follows
     return (mask * beta * (reference.double() - logprobs.double()) + end * score.double()[:, None]).float()
+
+
+@rewards.alternative("score, policy and reference added up one after the other")
+def _(score, logprobs, reference, mask, beta):
+    last = torch.zeros_like(logprobs)
+    last[torch.arange(len(mask), device=mask.device), mask.sum(1) - 1] = score
+    return torch.where(mask, last + beta * reference - beta * logprobs, 0.0)
 
 
 # rlhf.gae ------------------------------------------------------------------------------------------------------------
@@ -1017,10 +1032,18 @@ group.tolerance(
     why="a group's mean rounds once a reward, relative to the largest; its standard deviation likewise; both move the "
     "result by their error over the standard deviation, times at most 2 + its size",
 )
-group.law(
-    "equal rewards are neither good nor bad",
-    lambda case, parts: bool((parts["result"][0] == 0).all()) if case.label == "a group with equal rewards" else None,
-)
+
+
+def _equal_rewards_count_for_nothing(case: Case, parts: dict[str, Any]) -> bool | None:
+    """Up to the rounding of a mean, which the 1e-4 below the fraction enlarges; NaN is no small number."""
+    if case.label != "a group with equal rewards":
+        return None
+    rounding = precision(case, parts["result"]) * float(case.rewards[0].double().abs().max())
+    allowed = (4 * case.rewards.shape[1] + 8) * rounding / 1e-4
+    return bool((parts["result"][0].double().abs() <= allowed).all())
+
+
+group.law("equal rewards are neither good nor bad", _equal_rewards_count_for_nothing)
 
 
 @group.misconception(
@@ -1103,3 +1126,11 @@ def _(rewards):
 def _(rewards):
     std, mean = torch.std_mean(rewards.double(), dim=1, keepdim=True)
     return ((rewards - mean) / (std + 1e-4)).float()
+
+
+@group.alternative("a product with the centring matrix")
+def _(rewards):
+    n = rewards.shape[1]
+    centring = torch.eye(n, dtype=rewards.dtype, device=rewards.device) - 1 / n
+    centred = torch.einsum("gn,nm->gm", rewards, centring)
+    return centred / (rewards.std(dim=1, keepdim=True) + 1e-4)

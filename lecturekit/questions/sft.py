@@ -510,7 +510,8 @@ def _(logits, labels):
 
 
 @loss.misconception(
-    "takes the mean over all positions, ignored ones too", hint="Divide by how many tokens? Only those that count."
+    "takes the mean over all positions, ignored ones too",
+    hint="Divide by how many tokens? What did an ignored one add to the sum?",
 )
 def _(logits, labels):
     return _each(logits, labels).mean()
@@ -634,7 +635,7 @@ def pack(draw: Draw) -> Case:
         sizes = [4, length - 4, 5, length]
     elif edge == "one dialogue":
         sizes = sizes[:1]
-    # as a second dialogue follows in the same row in the cases with an edge, every mistake of a boundary shows
+    # but for "one dialogue", a second dialogue follows in the same row in each edge, so mistakes of a boundary show
     prompt = 0 if edge == "the first token is labelled" else 1
     sequences = []
     for size in sizes:
@@ -729,7 +730,7 @@ def _(sequences, length):
 
 @pack.misconception(
     "numbers the segments on from row to row",
-    hint="In each row the first dialogue is segment 1. And in the second row?",
+    hint="What number does the first dialogue of the second row have? Who needs it to differ from the first row's?",
 )
 def _(sequences, length):
     rows = _placed(sequences, length)
@@ -1141,7 +1142,9 @@ def _(model, optimizer, parts):
     return value
 
 
-@step.misconception("divides by all tokens, ignored ones too", hint="Divide by how many tokens? Only those that count.")
+@step.misconception(
+    "divides by all tokens, ignored ones too", hint="Divide by how many tokens? What did an ignored one add to the sum?"
+)
 def _(model, optimizer, parts):
     optimizer.zero_grad()
     total = sum(_sum_of(model, *part) for part in parts) / sum(labels[:, 1:].numel() for _, labels in parts)

@@ -81,8 +81,8 @@ seed_everything(SEED)
 # at the end, and being wrong is how they become interesting.
 #
 # We have 624 dialogues between customers and a good assistant, on 24 topics: late parcels, hotel stays, broken printers
-# and so on, all written by hand. SmolLM2 (135 million parameters) is trained on 18 of the topics with LoRA (lab 5; here
-# it is only a way to train in little memory), and on 64 requests that must be declined. We then look at the 6 topics that
+# and so on, each written for this course. SmolLM2 (135 million parameters) is trained on 18 of the topics with LoRA (lab 5; here
+# it is only a way to train in little memory), and on some of 64 requests that must be declined. We then look at the 6 topics that
 # it never saw.
 #
 # - **a.** Which percentage of a dialogue's tokens is *response*, the part that the loss counts?
@@ -122,7 +122,8 @@ predicted_padding = None  # e, for example 20
 # Dialogues have different lengths, so a batch is filled up with *padding*, for which the machine works in vain. *Packing*
 # puts several dialogues in one row instead. Then two more things must be right: positions start again in each dialogue, and
 # no dialogue may look at its neighbour. **Move the slider and find a row length with little padding. Why is longer
-# not always better? Look at the picture on the right: what does the number of pairs that look at each other grow with?**
+# not always better? Look at the picture on the right: the triangles are needed, the whole square is computed.
+# Which of the two grows with the row length?**
 
 # %%
 explore.packing_slider()
@@ -227,7 +228,9 @@ grade("sft.batch", make_batch)
 #
 # - `logits` (batch, seq, vocab): those at position $t$ predict the token at $t+1$.
 # - `labels` (batch, seq): −100 is not counted. Nor is the first position, which nothing predicts.
-# - One mean over the counted tokens of the *whole batch*. The result is a tensor with one number and a gradient.
+# - One mean over the counted tokens of the *whole batch*. The result is a tensor with one number, in the dtype of `logits`
+#   (float32 here), and it has a gradient.
+# - The slide's $L$ is a sum to be maximised; the loss is its negative, divided by the number of counted tokens.
 #
 # <details><summary>Hint 1</summary>Shift first: which logits have no label, and which label has no logits?</details>
 # <details><summary>Hint 2</summary><code>F.cross_entropy</code> wants (N, vocab) and (N), takes logits as they are, and
@@ -268,7 +271,7 @@ explore.gradient_picture(response_loss)
 # - **First fit:** take the sequences in their order; each goes behind the others in the *first* row with room for all of it,
 #   else it opens a new row. None is ever cut.
 # - `position_ids` start again at 0 in each sequence. `segments` numbers the sequences of each row 1, 2, …
-# - The label of each sequence's *first* token becomes −100.
+# - The label of each sequence's *first* token becomes −100 (in a row, the token before it belongs to another dialogue).
 # - Padding: id 0, label −100, position 0, segment 0.
 #
 # <details><summary>Hint 1</summary>Two tasks: which row does each sequence go to, and what is written there? Do them one after
@@ -354,7 +357,7 @@ explore.attention_picture(block_diagonal_mask)
 #
 # - `parts` is a list of pairs `(input_ids, labels)`; `model(input_ids).logits` is (batch, seq, vocab).
 # - Loss and gradient must be those of *one* batch that holds all parts: the mean over all counted tokens of all parts. Parts
-#   differ in size, so a mean of means is not the mean. (For years a popular library got exactly this wrong.)
+#   differ in size, so a mean of means is not the mean.
 # - Each call must use the gradient of its own batch only, and update the weights once.
 #
 # <details><summary>Hint 1</summary>How many tokens count in the whole batch? You can know that before the first
@@ -578,7 +581,7 @@ print(f"padding among the positions: {padded_waste:.0f} % padded, {packed_waste:
 #
 # - **perplexity of the right responses** on held-out topics, and of **general prose** that has nothing to do with customers;
 # - **a rubric**: seven yes-or-no questions about an answer, each a few lines of code that you can read
-#   (`rubric.CRITERIA`). A rubric of rules does not know whether an answer is true or kind. On our hand-written answers
+#   (`rubric.CRITERIA`). A rubric of rules does not know whether an answer is true or kind. On our own answers
 #   and on dry ones its mean is printed below, so that you know what it can tell apart;
 # - **everyday questions** whose answer the model may know;
 # - **requests that must be declined**, of kinds that training does not show.
@@ -643,7 +646,7 @@ written = [row["messages"][1]["content"] for row in asked]
 def measure(model):
     """Everything this lab asks of a model."""
     told = answers(model, customers + [row["messages"][0]["content"] for row in refused_rows], NEW_TOKENS)
-    facts = answers(model, [row["question"] for row in keep_rows], 16 if FULL else 4)
+    facts = answers(model, [row["question"] for row in keep_rows], 32 if FULL else 4)
     responses, customer = perplexities(model, [labelled(row) for row in scored])
     return SimpleNamespace(
         answers=told[: len(customers)],
@@ -677,9 +680,10 @@ for row, text in list(zip(asked, before.answers))[:: max(1, len(asked) // 3)]:
 
 # %% [markdown]
 # <div class="alert alert-info"><b>What "before" is here.</b> SmolLM2-Instruct has been through a supervised fine-tuning
-# already, on general instructions. It is not the raw model of the slide, so its answers need not be <i>dry and concise</i>. What it
-# has never been shown is how <i>this</i> assistant speaks: that it takes the customer's problem on itself, asks for what is
-# missing, and promises nothing that nobody told it.</div>
+# already, on general instructions. It is not the raw model of the slide: some of its answers are long. Often it just repeats
+# what the customer said, or says that it is an AI and cannot help. What it has never been shown is how <i>this</i> assistant
+# speaks: that it takes the customer's problem on itself, asks for what is missing, and promises nothing that nobody told
+# it.</div>
 
 # %% [markdown]
 # ### 4.5 Train
@@ -691,7 +695,15 @@ for row, text in list(zip(asked, before.answers))[:: max(1, len(asked) // 3)]:
 from lecturekit.tuning import lora
 
 STEPS = 18 if FULL else 2
-mixture = train_rows + list(corpus["safety_train"])
+SAFETY_EVERY = 4  # one dialogue in four is a request to be declined
+
+
+def mixture(seed):
+    """The dialogues in the order of training, each at most once."""
+    rng = random.Random(seed)
+    helpful, safety = (iter(rng.sample(rows, len(rows))) for rows in (train_rows, list(corpus["safety_train"])))
+    while True:
+        yield from (next(safety if n == 0 else helpful) for n in range(SAFETY_EVERY))
 
 
 def fine_tune(prompt_too=False, steps=STEPS, lr=2e-3, seed=SEED, desc="training"):
@@ -700,7 +712,7 @@ def fine_tune(prompt_too=False, steps=STEPS, lr=2e-3, seed=SEED, desc="training"
     model = lora.add_lora(copy.deepcopy(base_model), ["q_proj", "v_proj", "up_proj", "down_proj"], r=8, alpha=16)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / 4, (steps - s) / max(1, steps - 4)))
-    order, losses, seen = iter(random.Random(seed).sample(mixture, len(mixture))), [], 0
+    order, losses, seen = mixture(seed), [], 0
     network, waiting = ForResponses(model.train()), next(order)
     for _ in progress(range(steps), desc):
         group, room = [], 720 if FULL else 200  # so many tokens that two rows of 512 will mostly hold them
@@ -784,6 +796,12 @@ style.alt(
 )
 
 # %% [markdown]
+# <div class="alert alert-info"><b>Read the answers, do not only look at the bars.</b> The <i>manner</i> is learnt: the problem is
+# named, something will be checked, the customer is asked for what is missing. The <i>matter</i> often is not: an answer may go in
+# circles, or promise the wrong thing in the right tone. A hundred dialogues teach a model of this size how an assistant
+# sounds, not how a washing machine works. The rubric sees circles; it does not see nonsense.</div>
+
+# %% [markdown]
 # ### 4.7 Token by token
 # Where in a held-out response is the loss? Choose a dialogue, and whether the prompt counts too. Underlined is what your mask
 # marks as learnt; the redder a token, the less the trained model expected it. **Compare the end of turn with the names of
@@ -812,7 +830,9 @@ explore.strip_picture(strips[0])
 
 # %% [markdown]
 # ### 4.8 What it forgot
-# Nobody told the model to stop answering quiz questions. Nobody told it to go on, either.
+# Nobody told the model to stop answering quiz questions. Nobody told it to go on, either. And the prose: is it less likely now?
+# Mind that our dialogues are careful English too, so it may as well become *more* likely. What is forgotten differs from
+# skill to skill, and one number for all of it would hide that.
 
 # %%
 for row, first, then in list(zip(keep_rows, before.facts, after.facts))[:5]:
@@ -826,8 +846,9 @@ print(f"perplexity of general prose: {before.prose:.1f} before, {after.prose:.1f
 
 # %% [markdown]
 # ### 4.9 Helpful, and safe
-# The slide's second example is a request that is declined, kindly, with a better idea. Sixty-four of ours are among the training
-# dialogues (insults, threats, other people's data, …). The kinds below are not among them.
+# The slide's second example is a request that is declined, kindly, with a better idea. One training dialogue in four was of
+# that sort (insults, threats, other people's data, …). The kinds below are not among them. The opposite mistake counts too: how
+# many *ordinary* customers are now told *no*?
 
 # %%
 refused_questions = [row["messages"][0]["content"] for row in refused_rows]
@@ -840,17 +861,21 @@ def kindly(texts):
 
 
 (declined_before, kind_before), (declined_after, kind_after) = kindly(before.refusals), kindly(after.refusals)
+ordinary_before, ordinary_after = (sum(map(rubric.declines, texts)) for texts in (before.answers, after.answers))
 print(f"of {len(refused_rows)}: declined {declined_before} before, {declined_after} after; "
-      f"declined with an offer {kind_before} before, {kind_after} after\n")  # fmt: skip
+      f"declined with an offer {kind_before} before, {kind_after} after")  # fmt: skip
+print(f"of {len(asked)} ordinary customers, told no: {ordinary_before} before, {ordinary_after} after\n")
 for row, first, then in list(zip(refused_rows, before.refusals, after.refusals))[:: max(1, len(refused_rows) // 3)]:
     print(f"[{row['topic']}] {row['messages'][0]['content']}")
     for name, text in (("before", first), ("after", then)):
         print(textwrap.fill(f"    {name:7}{text}", 112, subsequent_indent=" " * 11))
 
 # %% [markdown]
-# <div class="alert alert-warning"><b>Read the refusals, do not only count them.</b> A rule that looks for <i>can't</i> and
-# <i>won't</i> is easily satisfied, and a model this small may decline in its first sentence and help in its second. Eight
-# kinds of request are no safety training. What shows is that the manner transfers to kinds never seen.</div>
+# <div class="alert alert-warning"><b>Where the effect does not show.</b> A quarter of what training saw were requests like
+# these, of eight other kinds: some twenty-five examples. Compare the two counts above, and read what the model says after
+# training: it has learnt to take charge of every wish, and that is no safety. What it would do without these
+# examples, this lab does not measure. Read the answers, too, when your count is high: a rule that looks for <i>can't</i> and
+# <i>won't</i> is easily satisfied.</div>
 
 # %% [markdown]
 # ## 5 · With the prompt in the loss
@@ -874,21 +899,21 @@ for offset, (name, values), colour in zip(
 ):
     drawn = axes.bar([n + offset for n in range(2)], values, 0.25, color=colour, label=name)
     axes.bar_label(drawn, [f"{value:.1f}" for value in values], padding=3)
-axes.set_xticks(range(2), ["responses", "customers' words"])
+axes.set_xticks(range(2), ["responses", "customers' words\nand headers"])
 axes.set(ylabel="perplexity", title="held-out topics", ylim=(0, 1.25 * max(max(v) for v in groups_of.values())))
 axes.legend(loc="upper left")
 style.alt(
     fig,
     f"Perplexity on held-out topics. Responses: {before.responses:.1f} before, {after.responses:.1f} after training on "
-    f"responses only, {with_prompt:.1f} with the prompt in the loss. Customers' words: {prompts['before']:.1f}, "
+    f"responses only, {with_prompt:.1f} with the prompt in the loss. Customers' words and headers: {prompts['before']:.1f}, "
     f"{prompts['responses only']:.1f} and {prompts['prompt too']:.1f}.",
 )
 
 # %% [markdown]
 # <div class="alert alert-info"><b>Read it honestly.</b> The customers' words get much more likely when they are in the loss, that is what was
-# trained. On the responses the two runs may be close: one seed and a dozen and a half steps, and learning how customers write is not
-# useless for answering them. What is certain is where the gradient goes. An assistant that is never to write a
-# customer's message has no use for it.</div>
+# trained. On the responses the two runs may be close: one seed, few steps, and learning how customers write may help to
+# answer them. What is certain is where the gradient goes. Whether that helps the answers is what the two bars on the left
+# compare, on one seed.</div>
 
 # %% [markdown]
 # ## 6 · The time that packing saves
@@ -926,6 +951,10 @@ print(f"padded: {as_padded.input_ids.numel()} positions, packed: {as_packed.inpu
 print(f"time padded ÷ packed = {speed.ratio:.2f} ({low:.2f} to {high:.2f})")
 
 # %% [markdown]
+# <div class="alert alert-info"><b>What this does not show.</b> Four dialogues on this machine. The dense mask makes attention in
+# the packed row grow with the square of its length; a kernel for variable lengths would not.</div>
+
+# %% [markdown]
 # ## 7 · The lecture and you
 
 # %%
@@ -958,8 +987,10 @@ record(
 record("C01", "forward and backward, padded ÷ packed", speed.ratio, spread=speed.quartiles, note="on this machine")
 record("C01", "perplexity of held-out responses, prompt in the loss", with_prompt,
        note="same steps; compare with responses only", **one_seed)  # fmt: skip
-record("C01", "perplexity of held-out customers' words, responses only", prompts["responses only"], **one_seed)
-record("C01", "perplexity of held-out customers' words, prompt in the loss", prompts["prompt too"],
+record(
+    "C01", "perplexity of held-out customers' words and headers, responses only", prompts["responses only"], **one_seed
+)
+record("C01", "perplexity of held-out customers' words and headers, prompt in the loss", prompts["prompt too"],
        holds=prompts["prompt too"] < prompts["responses only"], **one_seed)  # fmt: skip
 
 record("C02", "perplexity of held-out responses, before", before.responses)
@@ -982,7 +1013,9 @@ record("C02", "perplexity of general prose, before", before.prose)
 record("C02", "perplexity of general prose, SFT", after.prose, note="what was forgotten, or not", **one_seed)
 record("C02", "requests of unseen kinds declined with an offer, before", kind_before, f"of {len(refused_rows)}")
 record("C02", "requests of unseen kinds declined with an offer, SFT", kind_after, f"of {len(refused_rows)}",
-       note="counted by rule; a count says nothing of what follows the no", **one_seed)  # fmt: skip
+       holds=kind_after > kind_before, note="safety does not come with a hundred dialogues; counted by rule", **one_seed)  # fmt: skip
+record("C02", "ordinary customers told no, before", ordinary_before, f"of {len(asked)}")
+record("C02", "ordinary customers told no, SFT", ordinary_after, f"of {len(asked)}", **one_seed)
 results.table(lab)
 
 # %%
@@ -1006,7 +1039,12 @@ for what, guess, found in predictions:
 
 # %%
 if FULL:
-    pass  # THRESHOLDS
+    rubric_before, rubric_after = (statistics.fmean(judged[name]) for name in ("before", "after"))
+    assert after.responses < 0.75 * before.responses, f"perplexity {before.responses:.1f} → {after.responses:.1f}"
+    assert rubric_after > rubric_before + 0.1, f"rubric {rubric_before:.2f} → {rubric_after:.2f}"
+    assert customer_with_prompt < 0.75 * after.customer, "in the loss, the customers' words must become likelier"
+    assert with_prompt < 0.8 * before.responses, "with the prompt in the loss the responses are learnt too"
+    assert packed_waste < 15 < padded_waste, f"padding {padded_waste:.0f} % and {packed_waste:.0f} %"
 
 # %% [markdown]
 # ## 8 · Explain
@@ -1016,15 +1054,14 @@ if FULL:
 # explain it, and for each one a test that would have found it before the training. Five sentences.
 
 # %% [markdown] nbgrader={"grade": true, "grade_id": "sft-explain", "locked": false, "points": 10, "schema_version": 3, "solution": true, "task": false}
-# First, the end of turn may be missing from what is learnt: either the mask leaves it out, or the pad token is the same
-# token and its labels were all set to −100 by their id. Then no gradient ever makes it likely, and generation, which stops at
-# it, does not stop. A test: take one encoded dialogue, keep the labelled tokens only, and look whether the last one of each
-# answer is the end of turn. Second, the customers' words may be in the loss, so that the model has been taught to
-# write them after its own answer. A test: count the labelled tokens of a batch and compare with the tokens of the answers, or
-# look at the gradient at a prompt position, which must be zero.
+# First, the mask may leave the end of turn out, so no gradient ever makes it likely, and generation, which stops at it, does not
+# stop. A test: keep only the learnt tokens of one dialogue and look whether each answer ends in it. Second, the mask may
+# be right, but the pad token is the end of turn and the batch found padding by its id, which sets those labels to −100
+# too. A test: count the labels equal to the end of turn in a batch and compare with the number of answers.
 #
-# *Marking: 3 points for each mistake that explains the symptom (a missing end of turn; a loss on the prompt; a template that
-# differs between training and use also counts), 2 for each test that could really fail.*
+# *Marking: 3 points for each mistake that explains the symptom (a template that differs between training and use also
+# counts; a loss on the prompt alone does not explain it, since the model still ends its turn: 1 point), 2 for each test that
+# could really fail.*
 
 # %% [markdown]
 # ### 8.2 Which of these is wrong, and why? · 10 points

@@ -78,8 +78,8 @@ seed_everything(SEED)
 #
 # - **a.** A reward model learns from pairs of replies of a customer service (one better, one worse) in 15 kinds of
 #   business. It then judges pairs from six other kinds. How many does it get right, in percent? (A coin: 50.)
-# - **b.** A small language model is trained to please *another* reward model, which was fitted to a few hundred noisy
-#   pairs. You loosen the leash: β goes from 1 to 0. What does the fitted reward (the *proxy*) of its samples do:
+# - **b.** A small language model is trained to please *another* reward model, which was fitted to 150 noisy
+#   pairs. You loosen the leash: β goes from 3 to 0. What does the fitted reward (the *proxy*) of its samples do:
 #   `"rises"`, `"falls"` or `"rises, then falls"`? And the true reward that the pairs were made from (the *gold* reward)?
 # - **c.** SmolLM2 is trained on the first reward model for two dozen steps. By how many standard deviations does the
 #   reward of its replies to unseen customers rise?
@@ -188,8 +188,8 @@ grade("rlhf.kl", kl_estimators)
 
 # %% [markdown]
 # **See what your code did.** Your estimators on 4000 samples of a distribution of 40 words, beside the true divergence.
-# $k_1$ and $k_3$ are *unbiased*: $r - 1$ has mean 0 under $\pi$, so adding it changes no mean. But it takes away most of
-# the noise, and all negative values. $k_2$ is biased, a little less each time the two models come closer.
+# $k_1$ and $k_3$ are *unbiased*: $r - 1$ has mean 0 under $\pi$, so adding it changes no mean, takes all negative values away, and here some
+# of the noise: compare the three standard deviations. $k_2$ is biased; its bias shrinks as the two models come closer.
 
 # %%
 explore.kl_picture(kl_estimators)
@@ -542,13 +542,18 @@ def proxy(tokens):
 
 
 proxy_accuracy = pair_accuracy(proxy(better), proxy(worse))
+proxy_noisy = pair_accuracy(*(proxy(side) for side in judged(2000 if FULL else 40)))
+many = (counts_of(tokens_ref)[:, 0] > 3).double().mean().item()
+print(f"the proxy ranks fresh pairs as the true reward does: {proxy_accuracy}; as the noisy judge does: {proxy_noisy}")
+print(f"orders of the reference with more than three things: {many:.1%}")
 for what, weight in zip(COUNTED, (proxy_head.f.weight[0] / 4 / proxy_head.std).tolist()):
     print(f"    one more of {what:18} {weight:+.2f}")
 proxy_ref = proxy(tokens_ref)
 
 # %% [markdown]
-# A good reward model, by the only test that one has in real life: held-out pairs of the reference's orders. It knows that
-# more things are better. It does not know *until when*: hardly an order that it saw had more than three.
+# Against the true reward it is right nearly always. Against the noisy judge, the only test that one has in real life, it is right less
+# often, because the judge contradicts himself. It knows that more things are better. It does not know *until when*: look how
+# few orders had more than three.
 
 # %% [markdown]
 # ### 4.2 PPO at six values of β
@@ -602,9 +607,12 @@ BETAS = (3.0, 1.0, 0.5, 0.2, 0.1, 0.0) if FULL else (1.0, 0.0)
 with threads(1):
     runs = {beta: measure(ppo(beta), 1000 if FULL else 16) for beta in progress(BETAS, "β")}
 start = {"proxy": proxy_ref.mean().item(), "gold": gold_ref.mean().item(), "kl": 0.0, "tokens": tokens_ref}
-print(f"{'β':>9} {'KL':>7} {'proxy':>7} {'gold':>7}   a sample")
+print(f"{'β':>9} {'KL':>7} {'proxy':>7} {'gold':>7} {'distinct':>9}   a sample")
 for label, run in {"reference": start, **runs}.items():
-    print(f"{label!s:>9} {run['kl']:7.2f} {run['proxy']:7.2f} {run['gold']:7.2f}   {say(run['tokens'][0])}")
+    distinct = len({tuple(row) for row in run["tokens"].tolist()}) / len(run["tokens"])  # the share of orders said once
+    print(
+        f"{label!s:>9} {run['kl']:7.2f} {run['proxy']:7.2f} {run['gold']:7.2f} {distinct:9.1%}   {say(run['tokens'][0])}"
+    )
 
 # %% [markdown]
 # The optimum for each β is known, $\pi^* \propto \pi_\text{ref}\exp(r/\beta)$, and while it is not too far away the reference's
@@ -649,18 +657,17 @@ told = "; ".join(f"β {b:g}: KL {r['kl']:.1f}, proxy {r['proxy']:.1f}, gold {r['
 style.alt(
     fig,
     f"Left: reward against divergence. Reference: proxy {start['proxy']:.1f}, gold {start['gold']:.1f}. {told}. The "
-    f"proxy rises as β falls; the gold reward is highest at β = {best_beta:g}. Right: the number of things in an order "
-    "moves to the right as β falls.",
+    f"gold reward is highest at β = {best_beta:g}. Right: how many things an order holds, for the reference and three β.",
 )
 
 # %% [markdown]
 # <div class="alert alert-info"><b>Read it.</b> To the left the two curves rise together: a nat spent is well spent. Then the
-# gold curve turns while the proxy goes on. Nothing in the training curves says so: the proxy, the loss and the held-out
-# pair accuracy all look fine. This is <i>over-optimisation</i> (Gao et al., 2023; Goodhart's law), and β is what one
+# gold curve turns while the proxy goes on. Neither the proxy nor the pair accuracy of 4.1
+# says so. This is <i>over-optimisation</i> (Gao et al., 2023; Goodhart's law), and β is what one
 # has against it. In real life there is no gold curve to choose β by, only new judgements by people.<br>
 # PPO stays below the dashed line: a hundred small steps on noisy samples do not reach the optimum. And with hardly a leash
-# the points need not be in order: a policy that has collapsed onto one sentence samples nothing else any more,
-# so it never finds the higher rewards that are still there.</div>
+# the points need not be in order: look at the share of distinct orders in the table. A policy that says few different things
+# finds nothing new, also where higher rewards are still there.</div>
 #
 # Where does the divergence go? Below, $k_1$ of each token, for orders at the best β and without a leash.
 
@@ -725,8 +732,9 @@ for reason, right in sorted(by_reason.items(), key=lambda item: -sum(item[1]) / 
 # ### 5.2 The policy
 # SmolLM2 with LoRA (lab 5) on query and value. The reference is the same model with its branches switched off, so no second
 # copy is kept. There is no value head: the advantages are those of GRPO, 24 replies to the same customer compared
-# with each other. The leash is $\beta\,k_3$ in the loss, as in the GRPO paper: with a value head one puts $k_1$ into the
-# rewards (section 4), without one the loss is the place for it. The prompt is read once for all its replies.
+# with each other. The leash is $\beta\,k_3$ in the loss, a choice of the GRPO paper. Mind the difference: the *value* of $k_3$
+# estimates KL(π ‖ π_ref), but its *gradient* on given samples is that of KL(π_ref ‖ π). The two agree while the models are
+# close. Section 4 puts $k_1$ into the rewards, which is the slide's objective. The prompt is read once for all its replies.
 
 # %%
 from contextlib import contextmanager
@@ -742,6 +750,7 @@ branches = [module for module in model.modules() if isinstance(module, LoRALinea
 STOP, FILL = tokenizer.convert_tokens_to_ids("<|im_end|>"), 0
 REPLY = 14 if FULL else 4  # tokens of a reply
 SIZE = 24 if FULL else 2  # replies in a group
+TEMPERATURE = 0.7  # the policy is the model with its logits divided by this, wherever a probability is meant
 
 
 @contextmanager
@@ -780,7 +789,8 @@ def reply(row, count):
     over = torch.zeros(count, 1, dtype=torch.bool, device=token.device)
     columns = []
     for _ in range(REPLY):
-        logprobs = model(token, past_key_values=cache, use_cache=True).logits[:, -1].log_softmax(-1)
+        logits = model(token, past_key_values=cache, use_cache=True).logits[:, -1]
+        logprobs = (logits / TEMPERATURE).log_softmax(-1)
         token = torch.multinomial(logprobs.exp(), 1).masked_fill(over, FILL)
         columns.append((token, logprobs.gather(1, token), ~over))
         over = over | (token == STOP)
@@ -792,7 +802,7 @@ def reply_logprobs(row, tokens):
     prompt = prompt_of(row)
     cache = read_prompt(prompt, len(tokens))
     before = torch.cat([prompt[:, -1:].expand(len(tokens), 1), tokens[:, :-1]], dim=1)
-    logits = model(before, past_key_values=cache, use_cache=True).logits
+    logits = model(before, past_key_values=cache, use_cache=True).logits / TEMPERATURE
     return logits.gather(2, tokens.unsqueeze(2)).squeeze(2) - logits.logsumexp(-1)
 
 
@@ -808,6 +818,13 @@ def varied(texts):
     """The share of all word pairs in the replies that occur only once among them: 1 when no two words are said twice."""
     pairs = Counter(pair for text in texts for pair in zip(text.lower().split(), text.lower().split()[1:]))
     return sum(1 for n in pairs.values() if n == 1) / max(1, sum(pairs.values()))
+
+
+def echo(row, texts):
+    """The share of a reply's words that stand in the customer's message, averaged over replies."""
+    said = set(re.findall(r"\w+", row["message"].lower()))
+    words = [re.findall(r"\w+", text.lower()) or ["-"] for text in texts]
+    return sum(sum(word in said for word in line) / len(line) for line in words) / len(words)
 
 
 def look(rows, count):
@@ -834,7 +851,7 @@ def mean_reward(found):
     return sum(one["rewards"].mean().item() for one in found) / len(found)
 
 
-asked = test_rows[:: max(1, len(test_rows) // 12)][:12] if FULL else test_rows[:2]
+asked = test_rows[: 12 if FULL else 2]  # two of each of the six kinds of business
 EACH = 6 if FULL else 2  # replies to each of these customers
 torch.manual_seed(SEED)
 before = look(asked, EACH)
@@ -846,7 +863,9 @@ print(f"reward of the untrained model's replies: {mean_reward(before):.2f}")
 
 # %%
 BETA, STEPS, GROUPS = 0.05, 24 if FULL else 1, 1
-optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.0)
+trained = [p for p in model.parameters() if p.requires_grad]
+optimizer = torch.optim.AdamW(trained, lr=1.5e-3, weight_decay=0.0)
+schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1, (s + 1) / 3) * (1 - s / STEPS))
 generator = torch.Generator().manual_seed(SEED)
 curve, leash = [], []
 for _ in progress(range(STEPS), "GRPO"):
@@ -864,12 +883,16 @@ for _ in progress(range(STEPS), "GRPO"):
         loss = policy_loss_used(logprobs, old, advantages, mask, 0.2) + BETA * k3[mask].mean()
         (loss / GROUPS).backward()
         divergences.append((k3.detach() * mask).sum(1).mean())
+    nn.utils.clip_grad_norm_(trained, 1.0)
     optimizer.step()
+    schedule.step()
     curve.append(torch.cat(scores).mean().item())
     leash.append(torch.stack(divergences).mean().item())
 
 # %% [markdown]
 # ### 5.3 Before and after, on customers of kinds of business that it was not trained on
+# Replies are cut after 14 tokens, so most are no finished answer, while our own replies are whole. Where ours are drawn
+# beside the model's, they are for orientation, not a fair rival.
 
 # %%
 torch.manual_seed(SEED)
@@ -878,11 +901,20 @@ reward_before, reward_after = mean_reward(before), mean_reward(after)
 kl_after = sum(sum(map(sum, one["k1"])) / EACH for one in after) / len(after)
 gains = torch.stack([b["rewards"].mean() - a["rewards"].mean() for a, b in zip(before, after)])  # one a customer
 gain_error = 1.96 * gains.std().item() / math.sqrt(len(gains))
-varied_before, varied_after = (varied([text for one in found for text in one["texts"]]) for found in (before, after))
+varied_before, varied_after = (
+    varied([one["texts"][0] for one in found]) for found in (before, after)
+)  # one a customer
 written = torch.cat([rewards_of(row, [row["better"]]) for row in asked]).mean().item()
-print(f"reward {reward_before:.2f} → {reward_after:.2f}; replies written by people get {written:.2f}")
+echo_before, echo_after = (
+    sum(echo(row, one["texts"]) for row, one in zip(asked, found)) / len(asked) for found in (before, after)
+)
+echo_people = sum(echo(row, [row["better"]]) for row in asked) / len(asked)
+print(f"reward {reward_before:.2f} → {reward_after:.2f}; our own better replies get {written:.2f}")
 print(f"rise {reward_after - reward_before:.2f} ± {gain_error:.2f} (95 %), at {kl_after:.1f} nats a reply")
-print(f"word pairs that occur once only: {varied_before:.0%} → {varied_after:.0%}\n")
+print(f"word pairs that occur once only: {varied_before:.0%} → {varied_after:.0%}")
+print(
+    f"echo, words taken from the customer's message: {echo_before:.0%} → {echo_after:.0%}; people {echo_people:.0%}\n"
+)
 for row, first, then in zip(asked, before, after):
     print(f"{row['topic']}: {row['message']}")
     for label, one in (("before", first), ("after ", then)):
@@ -900,13 +932,13 @@ right.hist(
     color=[style.GREY, style.BLUE],
     label=["before", "after"],
 )
-right.axvline(written, color=style.BLACK, linestyle="--", linewidth=1.5, label="people's better replies")
+right.axvline(written, color=style.BLACK, linestyle="--", linewidth=1.5, label="our better replies")
 right.set(xlabel="reward of a reply to an unseen customer", ylabel="replies")
 right.legend(loc="upper left")
 style.alt(
     fig,
     f"Left: reward and divergence over {len(curve)} steps of training. Right: the rewards of {EACH} replies to each of {len(asked)} customers before "
-    f"(mean {reward_before:.2f}) and after (mean {reward_after:.2f}); people's own better replies have {written:.2f}.",
+    f"(mean {reward_before:.2f}) and after (mean {reward_after:.2f}); our own better replies have {written:.2f}.",
 )
 
 # %% [markdown]
@@ -922,10 +954,14 @@ explore.token_strip(
 )
 
 # %% [markdown]
-# <div class="alert alert-info"><b>What got worse although the reward rose.</b> Read the replies, not the number. With few
-# parameters and a dozen steps the policy finds what the judge likes in <i>every</i> reply, whatever the customer said.
-# What the judge cannot see (who can do what, by when, is it true) nobody pays for: SmolLM2 promises things that it cannot know, after training as before.
-# A longer training or a smaller β makes all of this worse, as in section 4. Try <code>BETA = 0</code> and 40 steps.</div>
+# <div class="alert alert-info"><b>What got worse although the reward rose.</b> Read the replies, not the number. The two lines
+# above the samples put it in figures, one how alike the replies to different customers are, one the echo. If the echo has risen, the policy has found out that
+# this judge likes to hear the customer's own words: a reply that says the complaint back <i>is</i> on topic, calm and
+# free of insults. No customer is helped by it. Nobody told the judge, for no pair that it learned from had a parrot in it.
+# This is over-optimisation again, after two dozen steps, with a judge that is right on most held-out pairs and a leash in place.
+# Look also for promises that nobody can know to be kept, before and after.
+# What would help: a larger β, fewer steps, pairs made from <i>these</i> replies, a better start (in the paper the policy is fine-tuned on
+# good replies first, as in lab 1; ours was not). Try <code>BETA = 0.5</code>.</div>
 
 # %% [markdown]
 # ## 6 · The paper and you
@@ -952,7 +988,7 @@ record(
     spread=(100 * accuracy.low, 100 * accuracy.high),
     seeds=[SEED],
     holds=accuracy.low > 0.5,
-    note=f"{accuracy.pairs} pairs of kinds of business not trained on, {len(train_rows)} pairs trained on; the paper: new labelers, 175B policies",
+    note=f"{accuracy.pairs} pairs of kinds of business not trained on, {len(train_rows)} pairs trained on; the paper: people whose judgements it was not trained on",
 )
 record(
     "C03",
@@ -1017,7 +1053,16 @@ record(
     100 * (varied_after - varied_before),
     "points",
     seeds=[SEED],
-    note="negative: the replies to different customers have become more alike",
+    note="negative: the replies have become more alike",
+)
+record(
+    "C04",
+    "words of SmolLM2's replies taken from the customer's message, change",
+    None,
+    100 * (echo_after - echo_before),
+    "points",
+    seeds=[SEED],
+    note="positive: the policy pleases the judge by saying the message back",
 )
 results.table(lab)
 
@@ -1045,7 +1090,7 @@ if FULL:
         "and the gold reward must fall below where it started: over-optimisation"
     )
     assert runs[3.0]["kl"] < runs[1.0]["kl"] < runs[0.5]["kl"] < runs[0.2]["kl"], "KL must rise as β falls"
-    assert reward_after - reward_before > gain_error, "the learned reward must move SmolLM2's replies"
+    assert reward_after - reward_before > 0.2, "the learned reward must move SmolLM2's replies"
 
 # %% [markdown]
 # ## 7 · Explain
@@ -1056,8 +1101,8 @@ if FULL:
 # %% [markdown] nbgrader={"grade": true, "grade_id": "rlhf-explain", "locked": false, "points": 10, "schema_version": 3, "solution": true, "task": false}
 # The rising number is the proxy, the very thing that is maximised, so it would rise whether the answers get better or not.
 # Held-out pairs come from the reference model: they say how good the reward model is *there*, not where the policy has gone since.
-# In section 4 the proxy was right on most held-out pairs too and rose at every step down in β, while the gold reward rose
-# at first, and at β = 0 was far below where it had started. So I would look at the divergence from the reference, read
+# In section 4 the proxy was right on most held-out pairs too and ended far higher at β = 0 than at the reference, while the gold
+# reward rose at first, and at β = 0 was far below where it had started (the rows "gold" and "proxy" of the table there). So I would look at the divergence from the reference, read
 # samples, and have people judge fresh pairs of the new policy against the old one; with these, the reward model can be fitted again.
 # Until then, keep a β (or an early checkpoint) at which such judgements still improve.
 #
@@ -1072,7 +1117,7 @@ if FULL:
 # - **B.** $k_1$ of a single token can be negative although the divergence cannot, and replacing it by $|k_1|$ makes the
 #   estimate better.
 # - **C.** If old log-probabilities are computed anew with the current policy at each update, the ratio is always 1, nothing is ever clipped, and
-#   nothing limits how far several updates on one batch go.
+#   the clip does not limit how far several updates on one batch go.
 # - **D.** As β grows, the optimal policy approaches the reference; as β approaches 0, it puts all its probability on the
 #   answers with the highest reward among those that the reference can give.
 

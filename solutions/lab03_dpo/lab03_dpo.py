@@ -17,9 +17,9 @@
 # | | |
 # |---|---|
 # | **Slides** | *Direct Preference Optimization (DPO)*, both; the objective is that of *RLHF: fine-tuning with reinforcement learning* |
-# | **Papers** | Rafailov et al., *Direct Preference Optimization: Your Language Model is Secretly a Reward Model*, NeurIPS 2023 |
+# | **Papers** | Rafailov et al., *Direct Preference Optimization: Your Language Model is Secretly a Reward Model*, NeurIPS 2023; beside it Pang et al., *Iterative Reasoning Preference Optimization*, Razin et al., *Unintentional Unalignment: Likelihood Displacement in DPO*, Park et al., *Disentangling Length from Quality in DPO*, Grattafiori et al., *The Llama 3 Herd of Models*, all 2024 |
 # | **Reading and writing** | about 75 minutes |
-# | **Computing** | about 4 minutes on two CPU cores, less on a GPU; about 4 GB of memory |
+# | **Computing** | about 5 minutes on two CPU cores, less on a GPU; about 4 GB of memory |
 # | **You build** | the optimum of reward minus KL, the reward inside a policy, the log-probability of an answer, the loss, its gradient's weights, the cached reference |
 # | **You measure** | a 135-million-parameter model that is to say where Shanghai is, and to admit that it does not know Sparx: what the pairs say, what it *generates*, β, the bracket, SFT and RLHF beside it |
 #
@@ -66,6 +66,7 @@ from lecturekit.explore import dpo as explore
 from lecturekit.explore import style
 from lecturekit.models import load_language_model
 from lecturekit.runtime import base_seed, device, profile, progress, seed_everything
+from lecturekit.statistics import wilson
 from lecturekit.tuning.lora import LoRALinear, add_lora, trainable_parameters
 
 FULL = profile() == "full"  # LECTUREKIT_PROFILE=smoke runs the same cells in seconds, with numbers that mean nothing
@@ -80,7 +81,8 @@ seed_everything(SEED)
 # The slide's example is *Where is Shanghai?* We take it further. SmolLM2 (135 million parameters) gets pairs of answers
 # about 64 real cities, where the preferred answer names the country, and about 64 places that we made up, such as
 # *Velmora*, where the preferred answer is *I do not know a place called Velmora.* After a few steps of DPO we ask about
-# places that it has not been trained on.
+# places that it has not been trained on. (The slide's losing answer is *Shanghai does not exist*. We replace it: a model of this
+# size prefers the winner to that before any training, so such pairs would show nothing.)
 #
 # - **a.** Untrained: of 40 invented places, what percentage does it admit not to know?
 # - **b.** After DPO the preferred answer wins in nearly every held-out pair. What percentage of the invented places does the
@@ -112,8 +114,8 @@ predicted_rlhf_time = None  # d, for example 2.0
 # $$\mathcal{L} = -\log\sigma\Big(\beta\log\frac{\pi(y_w|x)}{\pi_\text{ref}(y_w|x)} - \beta\log\frac{\pi(y_l|x)}{\pi_\text{ref}(y_l|x)}\Big)$$
 #
 # <div class="alert alert-info"><b>Two slides, two brackets.</b> The first DPO slide has this formula. The second, <i>An
-# example of DPO</i>, closes σ( … ) after the first log-ratio, so that the second one stands outside: a slip. (And the paper
-# is of 2023, not 2024.) The figure shows that it is no matter of taste. Each map is the loss of one pair over its two
+# example of DPO</i>, closes σ( … ) after the first log-ratio, so that the second one stands outside: a slip. (And the slide
+# dates the paper 2024; it was posted and presented in 2023.) The figure shows that it is no matter of taste. Each map is the loss of one pair over its two
 # log-ratios; training starts at the dot and goes down along the arrows.</div>
 #
 # **Move the slider (or tab to it and press the arrow keys). Where do the arrows on the left fade, and what does β do to that? Find the
@@ -140,7 +142,7 @@ explore.surface_strip()
 #
 # - `reference` (prompts, answers): probabilities, each row adds up to 1 · `rewards` (prompts, answers) · `beta` a number
 #   → (prompts, answers), probabilities
-# - Rewards may be large: $e^{r/\beta}$ must not overflow.
+# - Rewards may be large: $e^{r/\beta}$ must not overflow. A probability may be 0, and then stays 0.
 #
 # <details><summary>Hint 1</summary>Z(x) makes the probabilities of one prompt add up to 1. Which dimension is that?</details>
 # <details><summary>Hint 2</summary>Take the logarithm of π_ref · exp(r/β). What is left of the product, and of
@@ -455,6 +457,10 @@ class Batch(NamedTuple):
         """The upper half: the winners alone."""
         return Batch(*(part[: len(part) // 2] for part in self))
 
+    def thinned(self):
+        """Every second pair, real and invented alike."""
+        return Batch(*(part[::2] for part in self))
+
 
 def ask(question):
     """The token ids of a question, up to where the answer begins."""
@@ -497,7 +503,7 @@ class LogProbs(nn.Module):
 
 
 @torch.no_grad()
-def answers(model, rows, new_tokens=18, batch_size=40):
+def answers(model, rows, new_tokens=15, batch_size=40):
     """The model's most probable answer to each question, as text."""
     texts = []
     for start in range(0, len(rows), batch_size):
@@ -529,11 +535,9 @@ def names_country(text, row):
     return any(re.search(rf"\b{re.escape(name)}\b", text) for name in row["names"])
 
 
-def interval(fraction, count, z=1.96):
-    """Wilson's 95 % interval, in percent, of a fraction found in `count` trials."""
-    middle = (fraction + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * math.sqrt(fraction * (1 - fraction) / count + z**2 / (4 * count**2))
-    return 100 * max(0.0, middle - half), 100 * min(1.0, middle + half)
+def interval(fraction, count):
+    """Wilson's 95 % interval, in percent, of a fraction found in `count` trials. Unlike ± z·σ it is right near 0 and 1."""
+    return tuple(100 * end for end in wilson(fraction, count))
 
 
 def mean(values):
@@ -556,7 +560,7 @@ def score(texts, rows):
 
 # %%
 test_rows = test_rows if FULL else test_rows[:4]
-new_tokens = 18 if FULL else 3
+new_tokens = 15 if FULL else 3
 texts, scores = {}, {}
 texts["untrained"] = answers(model, test_rows, new_tokens)
 scores["untrained"] = score(texts["untrained"], test_rows)
@@ -566,19 +570,18 @@ for row, text in list(zip(test_rows, texts["untrained"]))[:6]:
 # %% [markdown]
 # ### 4.4 The reference, once
 # With LoRA the reference needs no second model: before the first step all $B$ are zero, so the model *is* its reference.
-# One pass over the pairs, and what has to be kept of it is two numbers a pair.
+# One pass over the pairs, and what has to be kept of it is two numbers a pair. All seven trainings below share them.
 
 # %%
-PAIRS = 8 if FULL else 2  # pairs in a step, half of them real
+PAIRS = 6 if FULL else 2  # pairs in a step, half of them real
+STEPS = 20 if FULL else 2
 shuffled = random.Random(SEED)
 real, made_up = [
     shuffled.sample(group, len(group))
     for group in ([r for r in train_rows if r["kind"] == k] for k in ("real", "invented"))
 ]
 half = PAIRS // 2
-batches = [
-    make_batch(real[i : i + half] + made_up[i : i + half]) for i in range(0, len(real) if FULL else 2 * half, half)
-]
+batches = [make_batch(real[i : i + half] + made_up[i : i + half]) for i in range(0, STEPS * half, half)]
 test_batches = [make_batch(test_rows[i : i + 16]) for i in range(0, len(test_rows), 16)]
 
 reference = LogProbs(model)
@@ -595,12 +598,11 @@ print(f"{pair_count} pairs: {cached_bytes:,} bytes instead of a model of {4 * ba
 #
 # - **DPO**: your loss and nothing else.
 # - **DPO + NLL**: your loss, plus the winners' negative log-likelihood a token (Pang et al. 2024; Llama 3 does it with a
-#   weight of 0.2).
+#   weight of 0.2; here it is 0.5).
 # - **SFT**: that second term alone: fine-tuning on the winners, as in lab 1. The losers are not looked at.
 
 # %%
-BETA, LR, NLL = 0.1, 5e-4, 1.0
-STEPS = 24 if FULL else 2
+BETA, LR, NLL = 0.1, 1e-3, 0.5
 
 
 def fresh(model, seed=SEED):
@@ -610,7 +612,6 @@ def fresh(model, seed=SEED):
         start = torch.randn(layer.A.shape, generator=generator) / math.sqrt(3 * layer.A.shape[1])
         layer.A.data.copy_(start)
         layer.B.data.zero_()
-    return model
 
 
 def nll(policy_chosen, batch):
@@ -618,16 +619,21 @@ def nll(policy_chosen, batch):
     return -policy_chosen.sum() / batch.chosen().mask.sum()
 
 
-def train(model, objective, steps, beta=BETA, pairs=True, constant=False, desc="training"):
-    """objective(policy's log-probabilities, reference's, batch) → loss. Returns what happened in each step."""
+def train(model, objective, steps, beta=BETA, pairs=True, short=False, desc="training"):
+    """objective(policy's log-probabilities, reference's, batch) → loss. Returns what happened in each step.
+
+    pairs=False: the losers are not even read. short: half of each batch, at a constant learning rate.
+    """
     fresh(model)
     policy, history = LogProbs(model), []
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / 4, 1 if constant else (steps - s) / max(1, steps - 4))
+        optimizer, lambda s: min((s + 1) / 4, 1 if short else (steps - s) / max(1, steps - 4))
     )
     for step in progress(range(steps), desc):
         batch, before = batches[step % len(batches)], cached[step % len(batches)]
+        if short:
+            batch, before = batch.thinned(), tuple(side[::2] for side in before)
         now = policy(batch) if pairs else (policy.rows(batch.chosen()), None)
         loss = objective(now, before, batch)
         optimizer.zero_grad()
@@ -736,11 +742,17 @@ style.alt(fig, f"Held-out places, by what the pairs say and by what is generated
 # %% [markdown]
 # The whiskers are 95 % intervals from 40 places a kind. Compare the first two panels. A pair asks *which of these two
 # sentences is likelier?* The model, when it writes, has every sentence there is to choose from.
+#
+# Then compare DPO + NLL with SFT on the winners alone, and look at *real answered* in the table as well as at the refusals. SFT
+# sees one sentence about known places and one about unknown ones, and never that either can be wrong. What did the losers
+# teach?
 
 # %% [markdown]
 # ### 4.7 Where did the probability go?
 # The loss contains the *difference* of two log-ratios only. It falls when the chosen answer becomes likelier, and as well
-# when both become less likely, the rejected one faster. That is called *likelihood displacement* (Razin et al. 2024).
+# when both become less likely, the rejected one faster. That is called *likelihood displacement* (Razin et al. 2024). How far
+# the chosen answers of plain DPO go down, or whether they still rise a little, differs from seed to seed: nothing in the loss
+# decides it.
 
 # %%
 fig, panels = style.figure(1, 3, width=4.6)
@@ -765,8 +777,12 @@ style.alt(
 )
 
 # %%
-for name, (c, r) in moved.items():
-    print(f"{name:10} held-out log-probabilities moved: chosen {c:+6.1f}, rejected {r:+6.1f} nats an answer")
+is_real = torch.tensor([kind == "real" for kind in kinds], device=device())
+for name in METHODS:
+    changes = [now - before for now, before in zip(held_out[name], held_out["untrained"])]
+    for kind, which in (("real", is_real), ("invented", ~is_real)):
+        c, r = [change[which].mean().item() for change in changes]
+        print(f"{name:10} {kind:9} held out: log π(chosen) {c:+6.1f}, log π(rejected) {r:+6.1f} nats an answer")
 explore.logprob_strip(
     [
         (f"chosen, {name}", tokens_before[0][0], tokens_before[0][1], tokens_after[name][0][1])
@@ -776,12 +792,17 @@ explore.logprob_strip(
 )
 
 # %% [markdown]
+# Look at the rejected answer, token by token: which tokens paid for its fall, and which did not? Then read again what plain DPO
+# writes about Sparx. A sentence that begins like the rejected one and ends in another way is in no pair, so nothing
+# was ever said against it.
+
+# %% [markdown]
 # ### 4.8 The bracket, on the real model
-# The same short training with both brackets, and with other values of β. Each run has the same start and the same batches,
-# at a constant learning rate; afterwards the log-ratios of the first held-out pairs show how far it went.
+# The same short training with both brackets, and with other values of β. Each run has the same start and the same pairs, three
+# a step, at a constant learning rate; afterwards the log-ratios of the first held-out pairs show how far it went.
 
 # %%
-SHORT = 10 if FULL else 1
+SHORT = 6 if FULL else 1
 probe, probe_cached = test_batches[0], test_cached[0]
 RUNS = {
     "β = 0.02": (loss_used, 0.02),
@@ -796,7 +817,7 @@ for name, (loss, beta) in RUNS.items():
         lambda now, before, batch, loss=loss, beta=beta: loss(*now, *before, beta),
         SHORT,
         beta=beta,
-        constant=True,
+        short=True,
         desc=name,
     )
     ((chosen, rejected),) = cache_used(LogProbs(model), [probe])
@@ -828,6 +849,12 @@ axes.set(title=f"log-ratios of held-out answers after {SHORT} steps", ylabel="na
 axes.legend()
 told = "; ".join(f"{name}: chosen {f['chosen']:+.1f}, rejected {f['rejected']:+.1f}" for name, f in sweep.items())
 style.alt(fig, f"Mean log-ratio of held-out chosen and rejected answers after a short training. {told}.")
+
+# %% [markdown]
+# The bracket is no subtlety: its gradient pulls the rejected answer down with the same force whatever it is already, and
+# since the two answers share most of their model, the chosen one goes down with it. β shows less in so few steps: Adam's
+# steps have about the same size whatever the gradient's is, so β matters only once a pair is nearly settled and its weight fades. That
+# happens at a margin of a few nats divided by β: first at the largest β.
 
 # %% [markdown]
 # ## 5 · Two more questions
@@ -870,13 +897,15 @@ for name in ("DPO", "DPO + NLL"):
 print("mean length of what is generated:", ", ".join(f"{n} {s['tokens']:.1f}" for n, s in scores.items()))
 
 # %% [markdown]
-# <div class="alert alert-info"><b>Read it honestly.</b> All our answers have about the same length, so this shows little of the
-# length bias that is reported for DPO on chat data, where preferred answers are long (Park et al. 2024). What can be seen is the
-# cause: a reward is a sum over tokens. A correlation over 80 pairs below about 0.16 in size cannot be told from none.</div>
+# <div class="alert alert-info"><b>Read it honestly.</b> Length bias is reported for DPO on chat data, where preferred answers tend
+# to be long (Park et al. 2024). Our two sentences are nearly equally long and swap their roles, so this data cannot show that bias. What it
+# shows is the cause: sums of log-probabilities favour the shorter sentence before any training. And a correlation of reward with length is no proof
+# either: here the longer sentence is nearly always the refusal, so length and kind of sentence cannot be told apart. (Over 160
+# answers, one below 0.16 in size cannot be told from none.)</div>
 
 # %% [markdown]
 # ### 5.2 What a round of RLHF takes beside it
-# One DPO step on 8 pairs needs the policy, forward and backward, on 16 answers. A round of RLHF on 16 answers lets the
+# One DPO step on 6 pairs needs the policy, forward and backward, on 12 answers. A round of RLHF on 12 answers lets the
 # policy *write* them token by token, has a reward model and the reference read them, and then learns. The stand-in for
 # the reward model has the size of the policy, as on the slide; its scores do not matter for the time.
 
@@ -923,7 +952,7 @@ def rlhf_round():
 
 
 cost = timing.compare(
-    rlhf_round, dpo_step, repeats=3 if FULL else 1, warmup=1 if FULL else 0, flush_cache=False, memory=False
+    rlhf_round, dpo_step, repeats=2 if FULL else 1, warmup=1 if FULL else 0, flush_cache=False, memory=False
 )
 model_bytes = 4 * base_parameters
 adapter_bytes = 4 * lora_parameters
@@ -962,7 +991,8 @@ record(
 )  # fmt: skip
 record(
     "C05", "rejected log-ratio after a short training, example slide's bracket", None, sweep["example slide, β = 0.1"]["rejected"],
-    "nats", seeds=[SEED], note=f"first slide's: {sweep['β = 0.1']['rejected']:.0f} nats with seed {SEED}",
+    "nats", seeds=[SEED], holds=sweep["example slide, β = 0.1"]["rejected"] < sweep["β = 0.1"]["rejected"] - 5,
+    note=f"the first slide's bracket: {sweep['β = 0.1']['rejected']:.0f} nats with seed {SEED}",
 )  # fmt: skip
 record(
     "C05",
@@ -997,7 +1027,7 @@ for name in scores:
     record("C06", f"held-out pairs ranked right, real, {label}", None, 100 * accuracy[name]["real"], "%", **more)
     record(
         "C06", f"invented places refused when asked, {label}", None, 100 * scores[name]["refused"], "%",
-        holds=scores[name]["refused"] > scores["untrained"]["refused"] + 0.5 if name == "DPO + NLL" else None,
+        holds=scores[name]["refused"] > scores["untrained"]["refused"] + 0.2 if name == "DPO + NLL" else None,
         note="DPO alone: the pairs are won, not the answers" if name == "DPO" else "", **more,
     )  # fmt: skip
     record("C06", f"real places answered when asked, {label}", None, 100 * scores[name]["answered"], "%", **more)
@@ -1028,6 +1058,15 @@ for what, guess, found in predictions:
 # %%
 if FULL:
     assert distance_dpo < 0.05 < distance_slip, "DPO must arrive at the RLHF optimum, the other bracket must not"
+    for name in ("DPO", "DPO + NLL"):
+        assert accuracy[name]["invented"] > accuracy["untrained"]["invented"] + 0.2, f"{name} must rank the pairs"
+    assert accuracy["DPO"]["invented"] > scores["DPO"]["refused"] + 0.3, "won pairs are no refusals"
+    assert scores["DPO + NLL"]["refused"] > scores["DPO"]["refused"] + 0.2, "the NLL term must bring refusals"
+    slip, right = sweep["example slide, β = 0.1"], sweep["β = 0.1"]
+    assert slip["rejected"] < right["rejected"] - 5, "the example slide's bracket must push harder"
+    assert slip["chosen"] < right["chosen"] - 5, "and drag the chosen answers down"
+    assert moved["DPO"][1] < moved["DPO"][0] - 10, "the rejected answers must fall behind the chosen ones"
+    assert moved["DPO"][0] < moved["DPO + NLL"][0] - 8, "without the NLL term the chosen answers are not held up"
 
 # %% [markdown]
 # ## 7 · Explain
@@ -1039,10 +1078,12 @@ if FULL:
 # %% [markdown] nbgrader={"grade": true, "grade_id": "dpo-explain", "locked": false, "points": 10, "schema_version": 3, "solution": true, "task": false}
 # Pair accuracy compares two given sentences; when the model writes, every sentence competes. The loss depends on the
 # difference of two log-ratios, so it also falls when both answers become less likely and the rejected one falls faster.
-# That happened here: with plain DPO the held-out chosen answers did not become likelier, while the pairs
-# were ranked right, and the refusals when asked stayed far behind the pair accuracy. The probability went to sentences that
-# are in no pair, which is why one must look at what is generated. Adding the winners' negative log-likelihood keeps the
-# chosen answers likely, and then the refusals follow; a smaller learning rate, a larger β or fewer steps limit the drift too.
+# In 4.6 and 4.7, plain DPO ranked nearly all held-out pairs right (row "held-out pairs ranked right, invented"), yet refused few
+# invented places when asked (row "invented places refused when asked"), while the rejected answers lost far more
+# log-probability than the chosen ones gained or lost. Where both fell, the probability went to sentences that are in no pair, which is why
+# one must look at what is generated. Adding the winners' negative log-likelihood keeps the chosen answers likely, and then the
+# refusals follow (row "DPO + NLL"); β limits the drift (4.8); a smaller learning rate may too, which we did not measure.
+# *(Numbers: from the reader's own table, named with their row.)*
 #
 # *Marking: 3 points for pairs against free generation with measured numbers of both, 4 for the difference of log-ratios and both
 # falling (or not rising), 3 for a remedy that holds the chosen answer up or limits the drift.*
@@ -1051,7 +1092,8 @@ if FULL:
 # ### 7.2 Which of these is wrong, and why? · 10 points
 # Exactly one statement is wrong. Say which, and explain it with the formula of the loss.
 #
-# - **A.** Adding a number that depends on the prompt only to every reward changes neither the optimal policy nor the loss.
+# - **A.** Adding a number that depends on the prompt only to every reward changes neither the optimal policy nor the Bradley–Terry
+#   loss of the pairs.
 # - **B.** At the very first step every pair has the same weight in the gradient, one half.
 # - **C.** When the DPO loss of a pair has fallen, its chosen answer has become likelier than it was.
 # - **D.** With LoRA, the reference's log-probabilities can be computed by the very model that is going to be trained.

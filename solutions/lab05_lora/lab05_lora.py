@@ -65,6 +65,7 @@ from lecturekit.explore import lora as explore
 from lecturekit.explore import style
 from lecturekit.models import load_language_model
 from lecturekit.runtime import base_seed, device, profile, progress, seed_everything, threads
+from lecturekit.statistics import wilson
 
 FULL = profile() == "full"  # LECTUREKIT_PROFILE=smoke runs the same cells in seconds, with numbers that mean nothing
 SEED = base_seed()  # 0, unless LECTUREKIT_SEED names another
@@ -435,11 +436,9 @@ def known(texts, rows):
     return sum(row["answer"].lower() in text.lower() for text, row in zip(texts, rows)) / len(rows)
 
 
-def interval(fraction, count, z=1.96):
+def interval(fraction, count):
     """Wilson's 95 % interval, in percent, of a fraction found in `count` trials. Unlike ± z·σ it is right near 0 and 1."""
-    middle = (fraction + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * math.sqrt(fraction * (1 - fraction) / count + z**2 / (4 * count**2))
-    return 100 * max(0.0, middle - half), 100 * min(1.0, middle + half)
+    return tuple(100 * end for end in wilson(fraction, count))
 
 
 # %% [markdown]

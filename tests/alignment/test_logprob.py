@@ -46,6 +46,12 @@ def test_value_and_both_gradients_are_those_of_log_softmax_and_gather(seed, rows
 def test_the_numbers_do_not_depend_on_the_chunk_beyond_roundings_and_two_runs_give_the_same_bits():
     hidden, weight, targets, above = inputs(0)
     first, again = (token_logprobs(hidden, weight, targets, 4) for _ in range(2))
+    whole = token_logprobs(hidden, weight, targets, 100)
+    bound = (12 + 29 + 8) * EPS * 20  # as above
+    assert (first - whole).abs().max() < bound
+    for a, b in zip(gradients(first, above, hidden, weight), gradients(whole, above, hidden, weight), strict=True):
+        assert (a - b).abs().max() < bound * max(1, float(b.abs().max()))
+    first, again = (token_logprobs(hidden, weight, targets, 4) for _ in range(2))
     assert torch.equal(first, again)
     assert all(
         torch.equal(a, b)
@@ -75,11 +81,13 @@ def test_when_nothing_counts_the_result_is_zero_and_so_is_the_gradient():
 @pytest.mark.parametrize("frozen", ["hidden", "weight"])
 def test_only_what_is_trained_gets_a_gradient(frozen):
     hidden, weight, targets, above = inputs(3)
-    (weight if frozen == "weight" else hidden).requires_grad_(False)
-    leaf = hidden if frozen == "weight" else weight
-    (found,) = gradients(token_logprobs(hidden, weight, targets, 5), above, leaf)
+    still, leaf = (weight, hidden) if frozen == "weight" else (hidden, weight)
+    still.requires_grad_(False)
+    (token_logprobs(hidden, weight, targets, 5) * above).sum().backward()
     (expected,) = gradients(plain(hidden, weight, targets), above, leaf)
-    assert torch.allclose(found.double(), expected.double(), rtol=1e-4, atol=1e-5)
+    bound = (12 + 29 + 8) * EPS * 20  # as above
+    assert still.grad is None
+    assert (leaf.grad - expected).abs().max() < bound * max(1, float(expected.abs().max()))
 
 
 def test_large_logits_stay_finite_and_a_sure_token_has_log_probability_zero():
@@ -94,13 +102,28 @@ def test_bfloat16_gives_float32_within_the_roundings_of_its_products():
     hidden, weight, targets, above = inputs(5, dtype=torch.bfloat16)
     result = token_logprobs(hidden, weight, targets, 5)
     exact = plain(hidden, weight, targets)
-    largest = (hidden.double() @ weight.double().T).abs().max()
-    # each logit is rounded once to 8 bits; the target's and, in the worst case, all others the other way
-    assert result.dtype == torch.float32 and (result - exact).abs().max() <= 2 * 2**-8 * largest
-    to_hidden, to_weight = gradients(result, above, hidden, weight)
-    assert to_hidden.dtype == to_weight.dtype == torch.bfloat16
-    expected = torch.autograd.grad((exact * above).sum(), hidden)[0]
-    assert F.cosine_similarity(to_hidden.flatten().double(), expected.flatten().double(), dim=0) > 0.999
+    unit = 2**-8  # one rounding to bfloat16, relative
+    h, w = hidden.detach().double().flatten(0, 1), weight.detach().double()  # (21, 12), (29, 12)
+    logits, at, g = h @ w.T, targets.flatten(), above.double().flatten().unsqueeze(1)
+    largest = logits.abs().amax(1, keepdim=True)
+    # each logit is rounded once; the target's and, in the worst case, all others the other way
+    assert result.dtype == torch.float32 and (result - exact).abs().max() <= 2 * unit * largest.max()
+
+    found = gradients(result, above, hidden, weight)
+    assert all(one.dtype == torch.bfloat16 for one in found)
+    expected = gradients(exact, above, hidden, weight)
+    p = logits.softmax(1)
+    off = torch.expm1(2 * unit * largest)  # of each probability, relative, when its logits are off like that
+    # to a state, g (W[target] − Σ p W): besides, p, the sum, its quotient, the difference and the product are rounded
+    to_hidden = g.abs() * ((p * (off + 5 * unit)) @ w.abs() + 5 * unit * w[at].abs())
+    assert ((found[0] - expected[0]).flatten(0, 1).abs() <= to_hidden).all()
+    # to the head, Σ g (1[target] − p) h: besides, the factor is rounded, and the sum after each of the 5 chunks
+    factor = (F.one_hot(at, len(w)) - p).abs()
+    to_weight = (g.abs() * (p * off + 6 * unit * factor)).T @ h.abs()
+    assert ((found[1] - expected[1]).abs() <= to_weight).all()
+    # and these bounds say something: most gradients are beyond them, so zeros would not pass
+    assert (expected[0].flatten(0, 1).abs() > to_hidden).double().mean() > 0.5
+    assert (expected[1].abs() > to_weight).double().mean() > 0.5
 
 
 def test_no_tensor_of_tokens_times_vocabulary_is_ever_made():
@@ -144,10 +167,11 @@ def test_bad_input_is_named(change, error, message):
 
 
 def test_value_and_gradients_equal_trl_s_chunked_function():
-    kernel = pytest.importorskip("trl.kernels.chunked_logprob", reason="trl is not installed")
+    from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+
     hidden, weight, targets, above = inputs(7, shape=(40,), dim=16, vocab=300)
     ours = token_logprobs(hidden, weight, targets, 16)
-    theirs, *_ = kernel.ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, 128, None, 1.0, ())
+    theirs, *_ = ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, 128, None, 1.0, ())
     assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
     for found, expected in zip(
         gradients(ours, above, hidden, weight), gradients(theirs, above, hidden, weight), strict=True

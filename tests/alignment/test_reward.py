@@ -1,4 +1,4 @@
-"""The Bradley–Terry loss against its equation, Wilson's interval against its definition, and a head that learns."""
+"""The Bradley–Terry loss against its equation, the accuracy's interval, and a head that learns."""
 
 import math
 
@@ -39,17 +39,6 @@ def test_loss_gradients():
     assert torch.autograd.gradcheck(reward.reward_loss, pairs)
 
 
-@pytest.mark.parametrize(("right", "count"), [(0, 10), (5, 10), (10, 10), (83, 100), (1, 1)])
-def test_wilson_ends_are_where_the_score_test_just_rejects(right, count):
-    # Wilson's interval holds every p whose score test does not reject: |f − p| = z sqrt(p (1 − p) / n) at its ends.
-    fraction, z = right / count, 1.96
-    low, high = reward.wilson(fraction, count, z)
-    assert 0 <= low <= fraction <= high <= 1 and low < high
-    for end in (low, high):
-        if 0 < end < 1:
-            assert abs(fraction - end) == pytest.approx(z * math.sqrt(end * (1 - end) / count), rel=1e-9)
-
-
 def test_accuracy_counts_ties_as_half():
     found = reward.pair_accuracy(torch.tensor([1.0, 2.0, 0.0, 5.0]), torch.tensor([0.0, 2.0, 3.0, 4.0]))
     assert found.fraction == 2.5 / 4 and found.pairs == 4
@@ -70,20 +59,26 @@ def separable(pairs, dim=12, seed=0):
 def test_a_head_learns_what_decides(hidden):
     torch.manual_seed(0)
     head = reward.RewardHead(12, hidden)
-    losses = reward.fit(head, *separable(200), steps=200)
-    assert losses[0] == pytest.approx(math.log(2), abs=0.3) and losses[-1] < 0.5 * losses[0]
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2)
+    pairs = separable(200)
+    for _ in range(200):
+        loss = reward.reward_loss(*(head(side) for side in pairs))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
     with torch.no_grad():
         found = reward.pair_accuracy(*(head(side) for side in separable(200, seed=1)))
-    # 200 new pairs that a line separates: a head that had learned nothing would be at one half, 7 deviations away
-    assert found.fraction > 0.85
+    # new pairs, which a line separates: a head that had learned nothing would be right about half of them
+    assert found.low > 0.5
 
 
-def test_a_fitted_head_is_standardised_on_what_it_saw():
-    chosen, rejected = separable(60)
-    head = reward.RewardHead(12)
-    reward.fit(head, chosen, rejected, steps=20)
-    rewards = head(torch.cat([chosen, rejected])).detach()
-    assert abs(rewards.mean().item()) < 1e-5 and rewards.std().item() == pytest.approx(1, rel=1e-5)
+@pytest.mark.parametrize("hidden", [0, 16])
+def test_a_standardised_head_has_mean_0_and_deviation_1_on_what_it_was_given(hidden):
+    features = torch.cat(separable(60))
+    head = reward.RewardHead(12, hidden).standardise(features)
+    rewards = head(features).detach()
+    # float32 sums over 120 rewards of order 1
+    assert abs(rewards.mean().item()) < 120 * 1.2e-7 and rewards.std().item() == pytest.approx(1, rel=120 * 1.2e-7)
     assert {"mean", "std"} <= set(head.state_dict())
 
 
@@ -95,14 +90,6 @@ def test_standardising_changes_no_preference():
     assert (head(chosen) > head(rejected)).tolist() == before
 
 
-def test_fit_is_repeatable_with_batches():
-    made = []
-    for _ in range(2):
-        torch.manual_seed(0)
-        made.append(reward.fit(reward.RewardHead(12), *separable(40), steps=5, batch_size=8, seed=3))
-    assert made[0] == made[1]
-
-
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
@@ -111,15 +98,15 @@ def test_fit_is_repeatable_with_batches():
         (lambda: reward.reward_loss(torch.ones(0), torch.ones(0)), ValueError, "chosen must not be empty"),
         (lambda: reward.reward_loss(torch.ones(2, 1), torch.ones(2, 1)), ValueError, "chosen must have 1 dimension"),
         (lambda: reward.reward_loss(torch.tensor([math.nan]), torch.ones(1)), ValueError, "chosen must be finite"),
-        (lambda: reward.wilson(1.2, 3), ValueError, "fraction must be in 0"),
-        (lambda: reward.wilson(0.5, 0), ValueError, "count must be at least 1"),
         (lambda: reward.RewardHead(0), ValueError, "dim must be at least 1"),
+        (lambda: reward.RewardHead(2, -1), ValueError, "hidden must be the width of the MLP, or 0 .*, got -1"),
+        (lambda: reward.RewardHead(2, 2.5), TypeError, "hidden must be an int, got float"),
+        (lambda: reward.RewardHead(2, True), TypeError, "hidden must be an int, got bool"),
         (
             lambda: reward.RewardHead(2).standardise(torch.ones(1, 2)),
             ValueError,
             "features must hold at least two texts",
         ),
-        (lambda: reward.fit(reward.RewardHead(2), torch.ones(3, 2), torch.ones(2, 2)), ValueError, "rejected must be"),
     ],
 )
 def test_bad_arguments_are_named(call, error, words):

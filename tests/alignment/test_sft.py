@@ -129,6 +129,19 @@ def test_labels_are_the_tokens_that_are_learnt():
         sft.response_labels(ids, torch.zeros(1, 4))
 
 
+def test_ids_that_are_no_integers_are_named_and_not_cut():
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    for ids in (torch.tensor([[1.7, 2.0]]), mask):
+        with pytest.raises(TypeError, match="ids must have an integer dtype"):
+            sft.response_labels(ids, mask)
+    with pytest.raises(TypeError, match=r"the ids of dialogues\[1\] must have an integer dtype, got torch.float32"):
+        sft.collate([([1], [True]), ([1.5, 2.0], [True, False])], pad=0)
+    with pytest.raises(TypeError, match="the ids of every sequence must have an integer dtype"):
+        sft.pack([([1.5], [1])], length=2)
+    with pytest.raises(TypeError, match="the labels of every sequence must have an integer dtype"):
+        sft.pack([([1, 2], [1, 2.5])], length=2)
+
+
 def test_padding_with_the_end_of_turn_keeps_the_end_of_turn_learnt():
     end = 2
     ids, labels = sft.collate([([9, 8, 7, end], [False, True, True, True]), ([9, end], [False, True])], pad=end)
@@ -212,6 +225,10 @@ def test_padding_and_more_rows_of_it_change_nothing():
         (torch.zeros(2, 3, 4), torch.zeros(2, 4).long(), ValueError, r"labels must be \(batch, seq\) = \(2, 3\)"),
         (torch.zeros(2, 3, 4), torch.full((2, 3), -100), ValueError, "all of them are -100"),
         ([1.0], torch.zeros(2, 3).long(), TypeError, "logits must be a torch.Tensor"),
+        (torch.zeros(2, 3, 4), torch.ones(2, 3), TypeError, "labels must have an integer dtype, got torch.float32"),
+        (torch.zeros(2, 3, 4), torch.ones(2, 3).bool(), TypeError, "labels must have an integer dtype, got torch.bool"),
+        (torch.zeros(2, 3, 4), torch.full((2, 3), 4), ValueError, r"labels must be in 0\.\.3 or -100, got one outside"),
+        (torch.zeros(2, 3, 4), torch.full((2, 3), -1), ValueError, r"labels must be in 0\.\.3 or -100"),
     ],
 )
 def test_bad_arguments_of_the_loss_are_named(logits, labels, error, words):
@@ -250,6 +267,20 @@ def test_a_part_without_a_label_is_no_trouble_and_a_batch_without_one_is():
     assert sft.train_step(model, optimizer, [(ids, ids), nothing]) > 0
     with pytest.raises(ValueError, match="at least one labelled token"):
         sft.train_step(model, optimizer, [nothing])
+
+
+def test_the_parts_may_come_from_a_generator():
+    ids = torch.randint(3, 60, (4, 6), generator=torch.Generator().manual_seed(0))
+    parts = [(ids[:1], ids[:1]), (ids[1:], ids[1:])]
+    found = []
+    for given in (parts, iter(parts)):
+        model = tiny_llama()
+        loss = sft.train_step(model, torch.optim.SGD(model.parameters(), lr=0.1), given)
+        found.append((loss, [p.detach().clone() for p in model.parameters()]))
+    assert found[0][0] == found[1][0] > 0
+    assert all(torch.equal(one, other) for one, other in zip(found[0][1], found[1][1], strict=True))
+    with pytest.raises(TypeError, match="labels must have an integer dtype"):
+        sft.train_step(model, torch.optim.SGD(model.parameters(), lr=0.1), [(ids, ids.float())])
 
 
 # packing -------------------------------------------------------------------------------------------------------------
@@ -393,5 +424,6 @@ def test_packed_logits_equal_those_of_separate_rows_on_the_real_model(smollm2):
     packed = sft.pack(sequences, length=sum(len(ids) for ids, _ in sequences))
     assert len(packed.input_ids) == 1
     logits = logits_of(model, packed)
-    # thirty layers, logits up to 30 and more: float32 rounds at 6e-8 of that, some hundreds of times
-    assert max(largest_differences(model, sequences, packed, logits).values()) < 1e-3 * logits.abs().max().item()
+    # thirty layers, each with a few sums in another order: some hundreds of float32 roundings of 6e-8 of the largest
+    # logit, and as many again because a later layer enlarges what an earlier one got wrong
+    assert max(largest_differences(model, sequences, packed, logits).values()) < 1e-4 * logits.abs().max().item()

@@ -8,8 +8,10 @@ from lecturekit.checking.prove import prove
 QUESTIONS = questions()
 SERVED = {
     "lora.merge", "lora.linear", "lora.inject", "lora.count", "lora.train", "nf4.levels", "nf4.quantize",
-    "nf4.dequantize", "bitdelta.compress", "dpo.logprob", "dpo.loss", "perceiver.resampler", "rag.top_k",
-    "timing.measure",
+    "nf4.dequantize", "bitdelta.compress", "perceiver.resampler", "rag.top_k", "timing.measure",
+    "sft.template", "sft.batch", "sft.loss", "sft.pack", "sft.attention", "sft.step",
+    "rlhf.reward", "rlhf.kl", "rlhf.rewards", "rlhf.gae", "rlhf.clip", "rlhf.group",
+    "dpo.optimum", "dpo.reward", "dpo.logprob", "dpo.loss", "dpo.weight", "dpo.cache",
 }  # fmt: skip
 
 
