@@ -492,13 +492,18 @@ def _(logits, tokens, mask):
     return (_picked(logits.float().log_softmax(1)[:, :-1], tokens[:, 1:]) * mask[:, 1:]).sum(1)
 
 
-@logprob.misconception(
-    "takes the logarithm of a softmax that has become zero",
-    hint="float32 ends near 1e-45, which is exp(-103). What is the logarithm of 0? torch can do both steps in one.",
-)
+_ZERO_HINT = "float32 ends near 1e-45, which is exp(-103). What is the logarithm of 0? torch can do both steps in one."
+
+
+@logprob.misconception("takes the logarithm of a softmax that has become zero", hint=_ZERO_HINT)
 def _(logits, tokens, mask):
     probabilities = _picked(logits.float().softmax(-1)[:, :-1], tokens[:, 1:])
     return torch.where(mask[:, 1:], probabilities.log(), 0).sum(1)
+
+
+@logprob.misconception("takes the logarithm of a softmax that has become zero", hint=_ZERO_HINT)
+def _(logits, tokens, mask):
+    return (_picked(logits.float().softmax(-1)[:, :-1], tokens[:, 1:]).log() * mask[:, 1:]).sum(1)
 
 
 @logprob.misconception(
@@ -762,6 +767,21 @@ def _(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta
 def _(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta):
     margin = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)
     return (1 + (-beta * margin).exp()).log().mean()
+
+
+_HIDDEN_HINT = "The loss is finite now. What is its gradient where the better answer is behind by 10,000?"
+
+
+@loss.misconception("hides the infinity behind a small constant", hint=_HIDDEN_HINT)
+def _(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta):
+    margin = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)
+    return -(torch.sigmoid(beta * margin) + 1e-8).log().mean()
+
+
+@loss.misconception("hides the infinity behind a small constant", hint=_HIDDEN_HINT)
+def _(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta):
+    margin = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)
+    return -torch.sigmoid(beta * margin).clamp(min=1e-8).log().mean()
 
 
 _KINK_HINT = (

@@ -169,6 +169,19 @@ def _(chosen, rejected):
     return (1 + (rejected - chosen).exp()).log().mean()
 
 
+_HIDDEN_HINT = "The loss is finite now. What is its gradient where the better answer is behind by 10,000?"
+
+
+@reward.misconception("hides the infinity behind a small constant", hint=_HIDDEN_HINT)
+def _(chosen, rejected):
+    return -(torch.sigmoid(chosen - rejected) + 1e-8).log().mean()
+
+
+@reward.misconception("hides the infinity behind a small constant", hint=_HIDDEN_HINT)
+def _(chosen, rejected):
+    return -torch.sigmoid(chosen - rejected).clamp(min=1e-8).log().mean()
+
+
 @reward.alternative("softplus of the difference the other way round")
 def _(win, lose):
     return F.softplus(lose - win).mean()
@@ -293,6 +306,15 @@ def _(logprobs, reference):
 def _(logprobs, reference):
     log_ratio = reference - logprobs
     return -log_ratio, log_ratio.square() / 2, log_ratio.exp() - log_ratio
+
+
+@kl.misconception(
+    "takes the logarithm of the ratio for the ratio in k3",
+    hint="The ratio of two equal probabilities is 1. What is its logarithm, and which of the two did you put in?",
+)
+def _(logprobs, reference):
+    log_ratio = reference - logprobs
+    return -log_ratio, log_ratio.square() / 2, (log_ratio - 1) - log_ratio
 
 
 @kl.misconception(
@@ -650,6 +672,15 @@ def _(rewards, values, mask, gamma, lam):
 
 
 @advantages.misconception(
+    "leaves something in the padding",
+    hint="You subtracted a mean everywhere. What stands now where nothing was ever sampled?",
+)
+def _(rewards, values, mask, gamma, lam):
+    raw, returns = _gae(rewards, values, mask, gamma, lam)
+    return (raw - raw[mask].mean()) / (raw[mask].std() + 1e-8), returns
+
+
+@advantages.misconception(
     "whitens each response by itself",
     hint="After that every response is as good as every other. Over what should mean and deviation be taken?",
 )
@@ -912,6 +943,15 @@ def _(logprobs, old_logprobs, advantages, mask, epsilon):
 )
 def _(logprobs, old_logprobs, advantages, mask, epsilon):
     return -_clipped(logprobs, old_logprobs, advantages, epsilon)[1][mask].mean()
+
+
+@clip.misconception(
+    "clips the product instead of the ratio",
+    hint="The bounds 1 − ε and 1 + ε are those of a ratio near 1. Is ratio times advantage near 1?",
+)
+def _(logprobs, old_logprobs, advantages, mask, epsilon):
+    product = _clipped(logprobs, old_logprobs, advantages, epsilon)[0]
+    return -torch.minimum(product, product.clamp(1 - epsilon, 1 + epsilon))[mask].mean()
 
 
 @clip.misconception("does not clip", hint="What stops the policy from going too far on one batch of samples?")

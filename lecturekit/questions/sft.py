@@ -571,6 +571,19 @@ def _(logits, labels):
     return -probabilities[wanted != -100].log().mean()
 
 
+_WRAP_HINT = "Which label does the last position of a row get from you? Where did that one come from?"
+
+
+@loss.misconception("asks the last position of a row for a first token", hint=_WRAP_HINT)
+def _(logits, labels):
+    return F.cross_entropy(logits.flatten(0, 1)[:-1], labels.flatten()[1:])
+
+
+@loss.misconception("asks the last position of a row for a first token", hint=_WRAP_HINT)
+def _(logits, labels):
+    return F.cross_entropy(logits.flatten(0, 1), labels.roll(-1, 1).flatten())
+
+
 @loss.alternative("cross_entropy, which leaves out -100")
 def _(logits, labels):
     return F.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1), ignore_index=-100)
@@ -1049,6 +1062,8 @@ def _(train_step: Any, case: Case) -> dict[str, Any]:
     model = _SmallLM(case)
     optimizer = torch.optim.SGD([model.weight, model.head], lr=case.lr)
     losses = []
+    for parameter in (model.weight, model.head):  # left over from something else, as after a check of the gradient
+        parameter.grad = torch.ones_like(parameter)
     for parts in case.steps:
         value = train_step(model, optimizer, parts)
         if isinstance(value, Tensor):
@@ -1139,6 +1154,21 @@ def _(model, optimizer, parts):
         loss.backward()
         value += loss.item()
     optimizer.step()
+    return value
+
+
+@step.misconception(
+    "clears the gradients after the step only",
+    hint="What does .grad hold before the very first call? Who says that it is empty?",
+)
+def _(model, optimizer, parts):
+    count, value = _count_of(parts), 0.0
+    for part in parts:
+        loss = _sum_of(model, *part) / count
+        loss.backward()
+        value += loss.item()
+    optimizer.step()
+    optimizer.zero_grad()
     return value
 
 

@@ -66,7 +66,8 @@ def jupyterlab(tmp_path_factory):
         server = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
     try:
         _wait(f"http://127.0.0.1:{port}/api?token={token}", server, log)
-        yield lambda lab: f"http://127.0.0.1:{port}/lab/tree/{lab}/{lab}.ipynb?token={token}"
+        # a workspace for each lab: JupyterLab would put the notebook used before back in front of the new one
+        yield lambda lab: f"http://127.0.0.1:{port}/lab/workspaces/{lab}/tree/{lab}/{lab}.ipynb?token={token}"
     finally:
         os.killpg(server.pid, signal.SIGINT)  # twice within five seconds means yes
         time.sleep(1)

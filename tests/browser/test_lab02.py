@@ -2,6 +2,7 @@
 
 import pytest
 from opened import MINUTES, opened
+from playwright.sync_api import expect
 
 pytestmark = [pytest.mark.browser, pytest.mark.models, pytest.mark.timeout(900)]
 
@@ -66,10 +67,6 @@ def test_the_slider_changes_the_figure(lab):
     cell.get_by_role("slider").first.focus()
     for _ in range(3):
         lab.page.keyboard.press("ArrowLeft")
-    lab.page.wait_for_function(
-        "([src]) => ![...document.querySelectorAll('.jp-OutputArea-output img')].some(i => i.src === src)",
-        arg=[before],
-        timeout=1 * MINUTES,
-    )
+    expect(figure).not_to_have_attribute("src", before, timeout=1 * MINUTES)
     assert cell.locator(".jp-OutputArea-output img").first.get_attribute("alt") != described
     lab.picture("rlhf_slider")

@@ -104,7 +104,8 @@ def opened(chromium, address):
     page = chromium.new_page(viewport={"width": 1280, "height": 900})
     page.goto(address)
     lab = Lab(page)
-    lab.wait_for("panel.content.widgets.length > 10")
+    name = address.partition("?")[0].rpartition("/")[2]
+    lab.wait_for(f"panel.context.path.endsWith('/{name}') && panel.content.widgets.length > 10")
     lab.wait_until_idle()
     yield lab
     page.close()
