@@ -131,14 +131,7 @@ def surface_slider(start: float = 0.1) -> Any:
         continuous_update=False,
         layout=widgets.Layout(width="min(32em, 95%)"),
     )
-    drawing = widgets.HTML()
-
-    def redraw(beta: float) -> None:
-        drawing.value = f'<div aria-live="polite">{surface_picture(beta)._repr_html_()}</div>'
-
-    slider.observe(lambda change: redraw(change["new"]), names="value")
-    redraw(start)
-    return widgets.VBox([slider, drawing])
+    return style.moving(surface_picture, slider)
 
 
 # one prompt with five answers: what the reference says, and how people rate it

@@ -141,14 +141,7 @@ def rank_slider(start: int = 4) -> Any:
         continuous_update=False,
         layout=widgets.Layout(width="min(32em, 95%)"),
     )
-    drawing = widgets.HTML()
-
-    def redraw(rank: int) -> None:
-        drawing.value = f'<div aria-live="polite">{rank_picture(rank)._repr_html_()}</div>'
-
-    slider.observe(lambda change: redraw(change["new"]), names="value")
-    redraw(start)
-    return widgets.VBox([slider, drawing])
+    return style.moving(rank_picture, slider)
 
 
 def merge_picture(candidate: Callable[..., Any]) -> style.Picture:

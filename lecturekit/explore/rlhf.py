@@ -135,14 +135,7 @@ def beta_slider(start: float = 1.0) -> Any:
         continuous_update=False,
         layout=widgets.Layout(width="min(32em, 95%)"),
     )
-    drawing = widgets.HTML()
-
-    def redraw(beta: float) -> None:
-        drawing.value = f'<div aria-live="polite">{beta_picture(beta)._repr_html_()}</div>'
-
-    slider.observe(lambda change: redraw(change["new"]), names="value")
-    redraw(start)
-    return widgets.VBox([slider, drawing])
+    return style.moving(beta_picture, slider)
 
 
 # what the student's code did

@@ -108,16 +108,7 @@ def strip_selector(strips: Sequence[Strip]) -> Any:
         options=[(strip.title, number) for number, strip in enumerate(strips)], description="dialogue", layout=wide
     )
     prompt = widgets.Checkbox(value=False, description="the prompt is in the loss too", layout=wide)
-    drawing = widgets.HTML()
-
-    def redraw(_: object = None) -> None:
-        picture = strip_picture(strips[choice.value], prompt.value)
-        drawing.value = f'<div aria-live="polite">{picture._repr_html_()}</div>'
-
-    choice.observe(redraw, names="value")
-    prompt.observe(redraw, names="value")
-    redraw()
-    return widgets.VBox([choice, prompt, drawing])
+    return style.moving(lambda number, with_prompt: strip_picture(strips[number], with_prompt), choice, prompt)
 
 
 def packing_facts(row_length: int, lengths: Sequence[int] = LENGTHS) -> dict[str, int]:
@@ -189,14 +180,7 @@ def packing_slider(start: int = 256) -> Any:
         continuous_update=False,
         layout=widgets.Layout(width="min(32em, 95%)"),
     )
-    drawing = widgets.HTML()
-
-    def redraw(row_length: int) -> None:
-        drawing.value = f'<div aria-live="polite">{packing_picture(row_length)._repr_html_()}</div>'
-
-    slider.observe(lambda change: redraw(change["new"]), names="value")
-    redraw(start)
-    return widgets.VBox([slider, drawing])
+    return style.moving(packing_picture, slider)
 
 
 def packing_strip(row_lengths: Sequence[int] = ROW_LENGTHS) -> style.Picture:

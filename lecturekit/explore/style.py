@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -127,3 +127,23 @@ def bars(axes: Axes, labels: Sequence[str], values: Sequence[float], form: str =
     drawn = axes.bar(list(labels), list(values), **{"color": CYCLE[: len(labels)], **options})
     axes.bar_label(drawn, [form.format(value) for value in values], padding=3, fontsize=11)
     axes.margins(y=0.15)
+
+
+def moving(draw: Callable[..., Picture], *controls: Any) -> Any:
+    """Controls (ipywidgets with a value) above the picture that draw(*values) gives, drawn again at each change.
+
+    Returns the widget, to be left as the last line of a cell. The drawing is an HTML widget with an <img alt="…">, so
+    nothing but ipywidgets (7 or 8) is needed, and a screen reader reads each change.
+    """
+    import ipywidgets as widgets
+
+    drawing = widgets.HTML()
+
+    def redraw(_: object = None) -> None:
+        picture = draw(*(control.value for control in controls))
+        drawing.value = f'<div aria-live="polite">{picture._repr_html_()}</div>'
+
+    for control in controls:
+        control.observe(redraw, names="value")
+    redraw()
+    return widgets.VBox([*controls, drawing])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lecturekit.alignment.dpo import dpo_loss, gradient_weight, optimal_policy
-from lecturekit.explore import dpo
+from lecturekit.explore import dpo, style
 
 
 @pytest.mark.parametrize("beta", [0.05, 0.5])
@@ -73,7 +73,7 @@ def test_the_slider_is_an_input_that_keyboards_reach():
 
 
 def test_only_widgets_that_both_ipywidgets_7_and_8_have():
-    used = set(re.findall(r"widgets\.(\w+)", inspect.getsource(dpo)))
+    used = set(re.findall(r"widgets\.(\w+)", inspect.getsource(dpo) + inspect.getsource(style.moving)))
     assert used == {"SelectionSlider", "HTML", "VBox", "Layout"}
 
 

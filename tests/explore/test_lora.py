@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lecturekit.explore import lora
+from lecturekit.explore import lora, style
 
 
 def test_factors_are_the_best_of_their_rank():
@@ -81,7 +81,7 @@ def test_the_slider_is_an_input_that_keyboards_reach():
 def test_only_widgets_that_both_ipywidgets_7_and_8_have():
     import inspect
 
-    used = set(re.findall(r"widgets\.(\w+)", inspect.getsource(lora)))
+    used = set(re.findall(r"widgets\.(\w+)", inspect.getsource(lora) + inspect.getsource(style.moving)))
     assert used == {"IntSlider", "HTML", "VBox", "Layout"}
 
 

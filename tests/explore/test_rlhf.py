@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lecturekit.explore import rlhf
+from lecturekit.explore import rlhf, style
 
 
 @pytest.mark.parametrize("beta", [0.05, 0.3, 1.0, 10.0])
@@ -68,7 +68,7 @@ def test_the_slider_is_an_input_that_keyboards_reach():
 
 
 def test_only_widgets_that_both_ipywidgets_7_and_8_have():
-    used = set(re.findall(r"widgets\.(\w+)", inspect.getsource(rlhf)))
+    used = set(re.findall(r"widgets\.(\w+)", inspect.getsource(rlhf) + inspect.getsource(style.moving)))
     assert used == {"FloatLogSlider", "HTML", "VBox", "Layout"}
 
 

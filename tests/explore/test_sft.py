@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from lecturekit.explore import sft
+from lecturekit.explore import sft, style
 
 PIECES = ["<|im_start|>", "user", "\n", "Hello", "<|im_end|>", "\n"]
 PIECES += ["<|im_start|>", "assistant", "\n", "Good", " day", "<|im_end|>", "\n"]
@@ -84,7 +84,7 @@ def test_the_static_twin_has_every_row_length():
 
 
 def test_only_widgets_that_both_ipywidgets_7_and_8_have():
-    used = set(re.findall(r"widgets\.(\w+)", inspect.getsource(sft)))
+    used = set(re.findall(r"widgets\.(\w+)", inspect.getsource(sft) + inspect.getsource(style.moving)))
     assert used == {"Dropdown", "Checkbox", "SelectionSlider", "HTML", "VBox", "Layout"}
 
 
