@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -136,6 +136,57 @@ def beta_slider(start: float = 1.0) -> Any:
         layout=widgets.Layout(width="min(32em, 95%)"),
     )
     return style.moving(beta_picture, slider)
+
+
+# the frontier that was measured
+
+
+def measured_picture(runs: Mapping[float, Mapping[str, Any]], beta: float) -> style.Picture:
+    """One run of the measured frontier: where it lies, how many things its orders name, and what it says.
+
+    runs: for each β the means "kl" (nats a response), "proxy" and "gold", "shares" (the share of samples that name
+    0, 1, 2 … things) and "says" (a few samples). Raises ValueError when there was no run at this β.
+    """
+    if beta not in runs:
+        raise ValueError(f"beta must be one that was run, {', '.join(f'{b:g}' for b in runs)}, got {beta!r}")
+    here = runs[beta]
+    fig, (curve, things) = style.figure(1, 2, width=5.2, height=3.7, width_ratios=[1.25, 1])
+    for kind, marker, colour in (("proxy", "o", style.BLUE), ("gold", "s", style.VERMILION)):
+        curve.plot(
+            [r["kl"] for r in runs.values()], [r[kind] for r in runs.values()], marker, color=style.GREY, alpha=0.5
+        )
+        curve.plot(here["kl"], here[kind], marker, color=colour, markersize=13, label=f"{kind} {here[kind]:.2f}")
+    curve.set_xscale("symlog", linthresh=1)
+    curve.set_xlim(0, None)
+    curve.xaxis.set_major_formatter("{x:g}")
+    curve.set(
+        xlabel="KL(π ‖ π_ref), nats a response", ylabel="reward", title=f"β = {beta:g}: {here['kl']:.1f} nats away"
+    )
+    curve.legend(markerscale=0.6)
+    things.bar(range(len(here["shares"])), here["shares"], color=style.BLUE)
+    things.axvline(3, color=style.BLACK, linewidth=0.8)
+    things.set(xlabel="things named in an order (a tray holds 3)", ylabel="share of samples", ylim=(0, 1))
+    said = "\n".join(textwrap.shorten(text, 100, placeholder=" …") for text in here["says"])
+    fig.supxlabel(said, fontsize=11, x=0.02, ha="left")
+    most = int(np.argmax(here["shares"]))
+    return style.alt(
+        fig,
+        f"The measured run at β = {beta:g}: {here['kl']:.1f} nats from the reference, proxy {here['proxy']:.2f}, gold "
+        f"{here['gold']:.2f}. It mostly names {most} things, for example: {'; '.join(here['says'])}.",
+    )
+
+
+def measured_slider(runs: Mapping[float, Mapping[str, Any]]) -> Any:
+    """`measured_picture` under a slider over the β that were run, from the tightest leash to none."""
+    import ipywidgets as widgets
+
+    slider = widgets.SelectionSlider(
+        options=[(f"{beta:g}", beta) for beta in sorted(runs, reverse=True)],
+        description="β",
+        continuous_update=False,
+        layout=widgets.Layout(width="min(32em, 95%)"),
+    )
+    return style.moving(partial(measured_picture, runs), slider)
 
 
 # what the student's code did

@@ -229,6 +229,14 @@ def _(tokenizer, messages):
     return _join(tokenizer, [_turn(message)[i] for message in messages for i in (0, 1, 3)])
 
 
+@template.misconception(
+    "leaves out the newline behind the last message",
+    hint="Every message has the same four pieces in the template, the last one as well. Which one is missing?",
+)
+def _(tokenizer, messages):
+    return _join(tokenizer, [piece for message in messages for piece in _turn(message)][:-1])
+
+
 @template.alternative("piece by piece with encode")
 def _(tok, chat):
     ids, mask = [], []

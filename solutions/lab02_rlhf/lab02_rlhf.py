@@ -669,6 +669,23 @@ style.alt(
 # the points need not be in order: look at the share of distinct orders in the table. A policy that says few different things
 # finds nothing new, also where higher rewards are still there.</div>
 #
+# Run by run: **loosen the leash and read what is ordered.** (The figure above is its twin for print.)
+
+# %%
+explore.measured_slider(
+    {
+        beta: {
+            **{kind: run[kind] for kind in ("kl", "proxy", "gold")},
+            "shares": (
+                torch.bincount(is_thing[run["tokens"]].sum(1), minlength=LENGTH + 1) / len(run["tokens"])
+            ).tolist(),
+            "says": [say(tokens) for tokens in run["tokens"][:3]],
+        }
+        for beta, run in runs.items()
+    }
+)
+
+# %% [markdown]
 # Where does the divergence go? Below, $k_1$ of each token, for orders at the best β and without a leash.
 
 # %%

@@ -921,7 +921,7 @@ answer_length = one_batch.tokens.shape[1] - 1
 
 def dpo_step():
     loss = loss_used(*policy(one_batch), *one_cached, BETA)
-    optimizer.zero_grad()
+    optimizer.zero_grad(set_to_none=False)
     loss.backward()
     optimizer.step()
 
@@ -946,23 +946,57 @@ def rlhf_round():
     now = policy.rows(sampled)
     advantage = reward - BETA * (now.detach() - before)
     loss = -((advantage - advantage.mean()) * now).mean()
-    optimizer.zero_grad()
+    optimizer.zero_grad(set_to_none=False)
     loss.backward()
     optimizer.step()
 
 
-cost = timing.compare(
-    rlhf_round, dpo_step, repeats=2 if FULL else 1, warmup=1 if FULL else 0, flush_cache=False, memory=False
-)
-model_bytes = 4 * base_parameters
-adapter_bytes = 4 * lora_parameters
+def bytes_of(tensors):
+    """Bytes of memory behind tensors, each piece counted once however many tensors share it."""
+    pieces = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(pieces.values())
+
+
+def tensors_of(*models):
+    return [t for one in models for t in [*one.parameters(), *one.buffers()]]
+
+
+cost = timing.compare(rlhf_round, dpo_step, repeats=2 if FULL else 1, warmup=1 if FULL else 0, flush_cache=False)
+trained = [p for p in model.parameters() if p.requires_grad]
+kept = [t for entry in optimizer.state.values() for t in entry.values() if isinstance(t, torch.Tensor)]
+kept += [p.grad for p in trained if p.grad is not None]  # both loops keep the same: AdamW's state and the gradients
+model_bytes = bytes_of(tensors_of(reference_model))
 held = {
-    "DPO": model_bytes + 3 * adapter_bytes + cached_bytes,  # AdamW keeps two numbers for each trained one
-    "RLHF": 3 * model_bytes + 3 * adapter_bytes,
+    "RLHF": bytes_of(tensors_of(model, reference_model, reward_model) + kept),
+    "DPO": bytes_of(tensors_of(model) + kept + [term for pair in cached for term in pair]),
 }
+working = {"RLHF": cost.a.peak_bytes, "DPO": cost.b.peak_bytes}  # activations, logits, the cache of the sampler
+memory = {name: held[name] + working[name] for name in held}
 low, high = cost.quartiles
-print(f"time:   a round of RLHF ÷ a DPO step = {cost.ratio:.1f} ({low:.1f} to {high:.1f})")
-print(f"weights held: DPO {held['DPO'] / 1e6:,.0f} MB, RLHF {held['RLHF'] / 1e6:,.0f} MB with three models")
+print(f"time: a round of RLHF ÷ a DPO step = {cost.ratio:.1f} ({low:.1f} to {high:.1f})")
+for name in held:
+    print(
+        f"{name:5} holds {held[name] / 1e6:6,.0f} MB all the time and {working[name] / 1e6:6,.0f} MB more "
+        f"at the peak of a round: {memory[name] / 1e6:6,.0f} MB"
+    )
+
+# %%
+fig, (axes,) = style.figure(width=7)
+for bottoms, amounts, label, colour in (
+    ([0, 0], held, "models, gradients, optimizer", style.BLUE),
+    (list(held.values()), working, "at the peak of a round", style.ORANGE),
+):
+    axes.barh(
+        list(held), [n / 1e6 for n in amounts.values()], 0.6, [b / 1e6 for b in bottoms], color=colour, label=label
+    )
+axes.set(xlabel="MB", title="memory, the same answers in a batch")
+axes.legend(loc="lower right")
+told = "; ".join(f"{n}: {held[n] / 1e6:,.0f} MB held and {working[n] / 1e6:,.0f} MB at the peak" for n in held)
+style.alt(fig, f"Memory of a round of RLHF with three models and of a DPO step. {told}.")
+
+# %% [markdown]
+# Loading less is not the same as needing less: compare the two orange parts. DPO sends a winner *and* a loser of each pair through the
+# model with gradients; the RLHF round sends as many answers through it, and what its sampler keeps is gone by then.
 
 
 # %% [markdown]
@@ -1010,12 +1044,13 @@ record(
     note=f"a model: {model_bytes / 1e6:,.0f} MB",
 )
 record(
-    "C05",
-    "weights held, RLHF ÷ DPO",
-    None,
-    held["RLHF"] / held["DPO"],
-    note="three models and one; the slide says three",
-)
+    "C05", "memory held between rounds, RLHF ÷ DPO", None, held["RLHF"] / held["DPO"],
+    note="bytes of the tensors: three models (the slide's number) and one; gradients and optimizer in both",
+)  # fmt: skip
+record(
+    "C05", "memory at the peak of a round, RLHF ÷ DPO", None, memory["RLHF"] / memory["DPO"],
+    note=f"{memory['RLHF'] / 1e6:,.0f} and {memory['DPO'] / 1e6:,.0f} MB, with what torch's allocator gave out during a round",
+)  # fmt: skip
 record("C05", "time, a round of RLHF ÷ a DPO step on as many answers", None, cost.ratio, spread=cost.quartiles)
 for name in scores:
     once = name == "untrained"

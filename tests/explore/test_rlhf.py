@@ -69,7 +69,34 @@ def test_the_slider_is_an_input_that_keyboards_reach():
 
 def test_only_widgets_that_both_ipywidgets_7_and_8_have():
     used = set(re.findall(r"widgets\.(\w+)", inspect.getsource(rlhf) + inspect.getsource(style.moving)))
-    assert used == {"FloatLogSlider", "HTML", "VBox", "Layout"}
+    assert used == {"FloatLogSlider", "SelectionSlider", "HTML", "VBox", "Layout"}
+
+
+RUNS = {
+    beta: {"kl": kl, "proxy": proxy, "gold": gold, "shares": shares, "says": [f"an order at {beta:g}", "two teas"]}
+    for beta, kl, proxy, gold, shares in (
+        (0.5, 2.0, 1.5, 2.17, [0.1, 0.2, 0.4, 0.3]),
+        (3.0, 0.1, 0.3, 1.4, [0.1, 0.7, 0.2, 0.0]),
+        (0.0, 30.0, 4.9, -1.0, [0.0, 0.0, 0.1, 0.9]),
+    )
+}
+
+
+def test_the_measured_slider_goes_from_the_tightest_leash_to_none():
+    slider, drawing = rlhf.measured_slider(RUNS).children
+    assert slider.value == 3.0 and "proxy 0.30, gold 1.40" in drawing.value and "mostly names 1 things" in drawing.value
+    seen = [drawing.value]
+    for beta in (0.5, 0.0):
+        slider.value = beta
+        seen.append(drawing.value)
+        assert f"β = {beta:g}: {RUNS[beta]['kl']:.1f} nats" in drawing.value
+        assert f"an order at {beta:g}" in drawing.value
+    assert len(set(seen)) == 3 and slider.continuous_update is False
+
+
+def test_a_beta_that_was_not_run_is_named():
+    with pytest.raises(ValueError, match=r"beta must be one that was run, 0.5, 3, 0, got 2"):
+        rlhf.measured_picture(RUNS, 2)
 
 
 def blank(*_):
