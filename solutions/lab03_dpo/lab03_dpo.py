@@ -852,9 +852,9 @@ style.alt(fig, f"Mean log-ratio of held-out chosen and rejected answers after a 
 
 # %% [markdown]
 # The bracket is no subtlety: its gradient pulls the rejected answer down with the same force whatever it is already, and
-# since the two answers share most of their model, the chosen one goes down with it. β shows less in so few steps: Adam's
-# steps have about the same size whatever the gradient's is, so β matters only once a pair is nearly settled and its weight fades. That
-# happens at a margin of a few nats divided by β: first at the largest β.
+# since the two answers share most of their model, the chosen one goes down with it. Now compare the three β. Adam's steps
+# have about the same size whatever the gradient's is, so β matters once a pair is nearly settled and its weight fades, at a margin of
+# a few nats divided by β. With a large β that is after a nat or two; with a small one the policy goes on. This is the leash again.
 
 # %% [markdown]
 # ## 5 · Two more questions
