@@ -113,7 +113,7 @@ def _answer(asked: Question, function: Callable[..., Any]) -> Any:
 
 
 def _spoiled(asked: Question, spoil: Callable[[Tensor], Tensor]) -> Any:
-    """The right answer with every tensor (and number) of its result spoiled."""
+    """The right answer with every tensor (and number and text) of its result spoiled."""
 
     def walk(value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -125,6 +125,11 @@ def _spoiled(asked: Question, spoil: Callable[[Tensor], Tensor]) -> Any:
             if spoiled.ndim:
                 return [value]
             return spoiled.item() if spoiled.dtype == torch.float32 else str(value)
+        if isinstance(value, str):  # another text; in a list; of another type
+            spoiled = spoil(torch.ones(()))
+            if spoiled.ndim:
+                return [value]
+            return f"{value} {spoiled.item()}" if spoiled.dtype == torch.float32 else value.encode()
         if isinstance(value, nn.Module):  # a function that returns a model: spoil what the model gives
             value.register_forward_hook(lambda _module, _args, output: walk(output))
         return value

@@ -2,35 +2,46 @@
 
 Slide "Retrieval Augmented Generation (RAG)"; Lewis et al. 2020 (RAG) and Karpukhin et al. 2020 (dense retrieval).
 ``top_k`` is the search itself. ``Retriever`` cuts texts into chunks, embeds them and searches by meaning, by words
-(BM25, from the bm25s library) or by both.
+(BM25) or by both, ``assemble`` writes what was found into a prompt.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from lecturekit.arguments import require_positive_int, require_tensor
+from lecturekit.arguments import require_number, require_positive_int, require_tensor, widened
+from lecturekit.prompting.bm25 import BM25
+from lecturekit.prompting.evaluation import ABSTAIN
 from lecturekit.runtime import atomic_write, progress
 
 if TYPE_CHECKING:
-    from bm25s import BM25
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Encoder = Callable[[list[str]], Tensor]
 """Texts to embeddings: a list of n strings → (n, d), any length of vector, no zero vectors."""
 
+Id = TypeVar("Id", int, str)
+"""What names a passage: its number or a word."""
+
 METHODS = ("embedding", "bm25", "fusion")
 MAX_TOKENS = 256  # all-MiniLM-L6-v2 was trained on no longer inputs; what follows in a longer text is not read
 RANK_CONSTANT = 60  # of reciprocal rank fusion, as in Cormack, Clarke and Büttcher 2009
+DEPTH = 1000  # how far down the Retriever reads the rankings that it fuses, as deep as the runs of that paper
+INSTRUCTION = (
+    "Answer the question from the sources below, in a few words, and cite the source you used, like [1]. "
+    f"If the answer is in none of them, say: {ABSTAIN}."
+)
 _BLOCK_NUMBERS = 2**21  # in one working block of top_k: 16 MiB as float64, and a few blocks are alive at a time
 
 
@@ -132,11 +143,33 @@ def chunk(text: str, size: int = 120, overlap: int = 20) -> list[str]:
     return [" ".join(words[start : start + size]) for start in starts]
 
 
-def embed(texts: list[str], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 32) -> Tensor:
-    """Sentence embeddings: the mean of the last hidden states over the real tokens, scaled to length 1.
+def pool(hidden: Tensor, mask: Tensor) -> Tensor:
+    """One vector for each text: the mean of its tokens' hidden states without the padding, scaled to length 1.
 
-    n texts → (n, hidden) float32 on the model's device. Padding is masked out, texts are cut at 256 tokens.
-    Reimers and Gurevych 2019 (Sentence-BERT), "mean pooling". Raises ValueError when there are no texts.
+    hidden: (n, seq, d) floating   mask: (n, seq), 1 at the tokens of the text and 0 at padding, on either side, as a
+    tokenizer's attention_mask   →   (n, d) in hidden's dtype, float32 at least. Reimers and Gurevych 2019
+    (Sentence-BERT), "mean pooling".
+
+    Raises ValueError when the shapes do not match, the mask holds anything but 0 and 1, or a text has no token.
+    """
+    require_tensor("hidden", hidden, ndim=3)
+    require_tensor("mask", mask, ndim=2, floating=False)
+    if mask.shape != hidden.shape[:2]:
+        raise ValueError(f"mask must be {tuple(hidden.shape[:2])} to match hidden, got {tuple(mask.shape)}")
+    if not ((mask == 0) | (mask == 1)).all():
+        raise ValueError("mask must hold 0 and 1 only")
+    real = mask.bool()
+    if not real.any(dim=1).all():
+        raise ValueError(f"mask[{int((~real.any(dim=1)).nonzero()[0])}] has no token: an empty text has no meaning")
+    sums = widened(hidden).masked_fill(~real.unsqueeze(-1), 0).sum(dim=1)  # (n, d)
+    return torch.nn.functional.normalize(sums / real.sum(dim=1, keepdim=True), dim=1)
+
+
+def embed(texts: list[str], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 32) -> Tensor:
+    """Sentence embeddings: the model's last hidden states, put together by ``pool``.
+
+    n texts → (n, hidden) float32 on the model's device. Texts are cut at 256 tokens.
+    Raises ValueError when there are no texts.
     """
     if not texts:
         raise ValueError("texts must not be empty")
@@ -152,10 +185,8 @@ def embed(texts: list[str], model: PreTrainedModel, tokenizer: PreTrainedTokeniz
                 tokens = tokenizer(
                     [texts[i] for i in batch], padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
                 ).to(model.device)
-                hidden = model(**tokens).last_hidden_state.float()  # (batch, seq, hidden)
-                mask = tokens["attention_mask"].unsqueeze(-1)  # (batch, seq, 1)
-                means = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
-                result[batch] = torch.nn.functional.normalize(means, dim=1)
+                hidden = model(**tokens).last_hidden_state  # (batch, seq, hidden)
+                result[batch] = pool(hidden, tokens["attention_mask"]).to(result.dtype)
     finally:
         model.train(was_training)
     return result
@@ -172,6 +203,77 @@ def sentence_encoder(device: torch.device | str | None = None) -> Encoder:
 def words(text: str) -> list[str]:
     """The words BM25 counts: runs of letters and digits in lower case. No stop words and no stemming."""
     return re.findall(r"\w+", text.lower())
+
+
+def fuse(rankings: Sequence[Sequence[Id]], constant: float = RANK_CONSTANT) -> tuple[list[Id], list[float]]:
+    """Reciprocal rank fusion: one ranking out of several, whose scores may be of kinds that cannot be compared.
+
+    rankings: lists of ids, each best first, of any lengths   →   every id that is in one of them, best first, and its
+    score: the sum over the rankings that hold it of 1 / (constant + rank), where the best has rank 1. A ranking adds
+    nothing to an id that it lacks. Equal scores are ordered by id, lower first.
+    Cormack, Clarke and Büttcher 2009, with constant = 60.
+
+    Raises ValueError when there is no ranking, one holds an id twice, or constant is below 0.
+    """
+    if not rankings:
+        raise ValueError("rankings must not be empty")
+    if require_number("constant", constant) < 0:
+        raise ValueError(f"constant must be at least 0, got {constant}")
+    shares: dict[Id, list[float]] = defaultdict(list)
+    for number, ranking in enumerate(rankings):
+        if len(set(ranking)) < len(ranking):
+            raise ValueError(f"rankings[{number}] must hold each id once")
+        for rank, id in enumerate(ranking, start=1):
+            shares[id].append(1 / (constant + rank))
+    scores = {id: math.fsum(parts) for id, parts in shares.items()}  # fsum: the same whichever ranking comes first
+    ids = sorted(scores, key=lambda id: (-scores[id], id))
+    return ids, [scores[id] for id in ids]
+
+
+def assemble(
+    question: str,
+    passages: Sequence[Mapping[str, Any]],
+    budget: int,
+    count: Callable[[str], int],
+    instruction: str = INSTRUCTION,
+) -> tuple[str, list[int]]:
+    """The prompt that gives a model the passages to answer from, and the passages that are in it.
+
+    passages: rows with a "text", best first. What else a row holds is not for the model: a labelled test set may say
+    which passages are relevant, and nothing of that is looked at.   budget: the most tokens that the prompt may have.
+    count: the tokens of a text.
+    The prompt is blocks with one blank line between any two:
+
+        <instruction>
+
+        [1] <text of the best passage>
+
+        [2] <text of the next>
+
+        Question: <question>
+        Answer:
+
+    Nothing stands behind the last colon. Passages are taken in their order, whole, as long as count(the finished
+    prompt) is at most the budget; the first that does not fit ends it, and a worse one behind it is not taken in its
+    place. Count the prompt and not its parts: a tokenizer joins letters across their borders.
+    →   (prompt, used): used[n − 1] is the position in passages, from 0, of the source numbered [n].
+
+    Raises ValueError when the question is blank or does not fit into the budget even without a passage.
+    """
+    require_positive_int("budget", budget)
+    if not question.strip():
+        raise ValueError("question must hold at least one word, got only white space")
+
+    def written(number: int) -> str:
+        sources = [f"[{place}] {passage['text']}" for place, passage in enumerate(passages[:number], start=1)]
+        return "\n\n".join([instruction, *sources, f"Question: {question}\nAnswer:"])
+
+    if (least := count(written(0))) > budget:
+        raise ValueError(f"budget must be at least {least}, what the prompt takes without a passage, got {budget}")
+    fitting = 0
+    while fitting < len(passages) and count(written(fitting + 1)) <= budget:
+        fitting += 1
+    return written(fitting), list(range(fitting))
 
 
 @dataclass(frozen=True)
@@ -247,8 +349,8 @@ class Retriever:
     def search(self, query: str, k: int = 3, method: str = "embedding") -> list[Hit]:
         """The k best chunks for a question, best first, ties by lower chunk number.
 
-        method: "embedding" scores by cosine, "bm25" by Okapi BM25 over words (Robertson and Zaragoza 2009, in
-        Lucene's form; k1 = 1.5, b = 0.75; 0 where no word is shared), "fusion" by 1 / (60 + rank) summed over both.
+        method: "embedding" scores by cosine, "bm25" by ``BM25`` over words (k1 = 1.5, b = 0.75; 0 where no word is
+        shared), "fusion" by ``fuse`` of the 1,000 best of either; chunks that share no word are not in BM25's ranking.
 
         Raises TypeError when query is no str, ValueError when it is blank, k is not in 1..number of chunks, or the
         method is unknown.
@@ -262,42 +364,30 @@ class Retriever:
         if require_positive_int("k", k) > len(self):
             raise ValueError(f"k must be at most the number of chunks, {len(self)}, got {k}")
         if method == "embedding":
-            scores, indices = self._by_embedding(query, k)
+            indices, scores = self._by_embedding(query, k)
+        elif method == "bm25":
+            indices, scores = self._by_words(query, k)
         else:
-            scores = self._bm25_scores(query)
-            if method == "fusion":
-                scores = self._fused(scores, query)
-            scores, indices = _best(scores.unsqueeze(0), torch.arange(len(self)).unsqueeze(0), k)
+            depth = min(max(k, DEPTH), len(self))
+            by_words = [index for index, score in zip(*self._by_words(query, depth), strict=True) if score > 0]
+            indices, scores = fuse([self._by_embedding(query, depth)[0], by_words])
         return [
             Hit(self.chunks[index], score, index, self.sources[index])
-            for score, index in zip(scores[0].tolist(), indices[0].tolist(), strict=True)
+            for index, score in zip(indices[:k], scores[:k], strict=True)
         ]
 
-    def _by_embedding(self, query: str, k: int) -> tuple[Tensor, Tensor]:
+    def _by_embedding(self, query: str, k: int) -> tuple[list[int], list[float]]:
+        """The k chunks of the largest cosine, best first, and their scores."""
         assert self.embeddings is not None  # k ≤ len(self) was checked, so there are chunks
-        return top_k(self._encode([query]).to(self.embeddings.device), self.embeddings, k)
+        scores, indices = top_k(self._encode([query]).to(self.embeddings.device), self.embeddings, k)
+        return indices[0].tolist(), scores[0].tolist()
 
-    def _bm25_scores(self, query: str) -> Tensor:
-        """(chunks,) float64 scores, 0 where no word is shared."""
+    def _by_words(self, query: str, k: int) -> tuple[list[int], list[float]]:
+        """The k chunks of the largest BM25 score, best first, and their scores, 0 where no word is shared."""
         if self._bm25 is None:
-            from bm25s import BM25
-
-            self._bm25 = BM25(k1=1.5, b=0.75, method="lucene", dtype="float64")
-            # bm25s cannot index chunks without any word; the empty word stands in and matches no query
-            self._bm25.index([words(text) or [""] for text in self.chunks], show_progress=False)
-        known = [word for word in words(query) if word in self._bm25.vocab_dict]
-        if not known:
-            return torch.zeros(len(self), dtype=torch.float64)
-        return torch.from_numpy(self._bm25.get_scores(known).astype("float64"))
-
-    def _fused(self, bm25: Tensor, query: str) -> Tensor:
-        """Reciprocal rank fusion of the two rankings, (chunks,). A chunk that BM25 scores 0 gets no share from it."""
-        ranked = bm25.argsort(descending=True, stable=True)
-        share = 1 / (RANK_CONSTANT + 1 + torch.arange(len(self), dtype=torch.float64))  # best first
-        fused = torch.zeros_like(share)
-        fused[ranked] = share * (bm25[ranked] > 0)
-        fused[self._by_embedding(query, len(self))[1][0].cpu()] += share
-        return fused
+            self._bm25 = BM25([words(text) for text in self.chunks])
+        scores, indices = _best(self._bm25.scores(words(query)).unsqueeze(0), torch.arange(len(self)).unsqueeze(0), k)
+        return indices[0].tolist(), scores[0].tolist()
 
     def save(self, directory: Path | str) -> Path:
         """Write the chunks (index.json) and their embeddings (safetensors) to a directory. No encoder is saved.

@@ -1,21 +1,403 @@
-"""The question of lab 12: exact cosine search, the retrieval step of retrieval-augmented generation.
+"""The questions of lab 12 but for two: chunks, their embeddings, the search by meaning, the prompt made of what was
+found, and how good the search was. The search by words, and both rankings in one, are in bm25.py.
 
 Lewis et al., "Retrieval-Augmented Generation for Knowledge-Intensive NLP Tasks", NeurIPS 2020; Karpukhin et al.,
-"Dense Passage Retrieval for Open-Domain Question Answering", EMNLP 2020.
+"Dense Passage Retrieval for Open-Domain Question Answering", EMNLP 2020; the source of each step is beside its
+reference in lecturekit.prompting.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lecturekit.checking import Case, Draw, question
+from lecturekit.checking import Case, Draw, Unfit, question
+from lecturekit.checking.compare import describe, precision
 
 LAB = "lab12_rag"
 SLIDE = "Retrieval Augmented Generation (RAG)"
+
+WORDS = (
+    "ferry harbour lantern orchard salt glass tower meadow copper bridge winter market river stone baker violin "
+    "thunder clock garden island wool amber kettle falcon mill pepper canal chapel honey anchor"
+).split()
+
+
+def _texts(draw: Draw, count: int) -> list[str]:
+    """So many different words."""
+    return [WORDS[place] for place in draw.permutation(len(WORDS))[:count].tolist()]
+
+
+# rag.chunk -----------------------------------------------------------------------------------------------------------
+
+
+@question("rag.chunk", lab=LAB, points=10, slide=SLIDE, cases=7)
+def chunk(draw: Draw) -> Case:
+    """Cut a text into overlapping chunks."""
+    edge = draw.edge(
+        "the last chunk is full",
+        "no more words than the overlap",
+        "no overlap",
+        "line breaks and double spaces",
+        "overlap = size - 1",
+    )
+    size = draw.integer(6, 8)
+    overlap = {"no overlap": 0, "overlap = size - 1": size - 1}.get(edge or "", draw.integer(1, 2))
+    step = size - overlap
+    behind = 0 if edge == "the last chunk is full" else draw.integer(1, step - 1) if step > 1 else 0
+    length = overlap + draw.integer(2, 3) * step + behind
+    if edge == "no more words than the overlap":
+        overlap = draw.integer(3, 4)
+        length = overlap - draw.integer(0, 2)
+    words = _texts(draw, length)
+    blanks = ["\n", "  ", " ", "\n\n", "\t"] if edge == "line breaks and double spaces" else [" "]
+    text = "".join(word + blanks[place % len(blanks)] for place, word in enumerate(words)).rstrip()
+    return Case(edge, text=text, size=size, overlap=overlap)
+
+
+chunk.oracle("lecturekit.prompting.rag:chunk")
+chunk.law(
+    "no word is lost: the first chunk, and what each other one adds to it, are the text",
+    lambda case, parts: (
+        [
+            word
+            for number, piece in enumerate(parts["result"])
+            for word in piece.split()[case.overlap if number else 0 :]
+        ]
+        == case.text.split()
+    ),
+)
+chunk.law(
+    "every chunk but the last has the full size",
+    lambda case, parts: all(len(piece.split()) == case.size for piece in parts["result"][:-1]),
+)
+chunk.law(
+    "each chunk but the first says something new",
+    lambda case, parts: all(len(piece.split()) > case.overlap for piece in parts["result"][1:]),
+)
+
+
+def _windows(words: Any, starts: Any, size: int) -> list[str]:
+    """One chunk for each start: what answers to this question have in common."""
+    return [" ".join(words[start : start + size]) for start in starts]
+
+
+@chunk.misconception(
+    "takes the overlap for the step", hint="From where one chunk starts to where the next one does: how many words?"
+)
+def _(text, size, overlap):
+    words = text.split()
+    return _windows(words, range(0, max(1, len(words) - overlap), overlap or size), size)
+
+
+@chunk.misconception("forgets the overlap", hint="Which words does the second chunk share with the first?")
+def _(text, size, overlap):
+    words = text.split()
+    return _windows(words, range(0, len(words), size), size)
+
+
+@chunk.misconception(
+    "shares one word too few", hint="Count the words that two neighbours share: is it overlap, or one less?"
+)
+def _(text, size, overlap):
+    words = text.split()
+    return _windows(words, range(0, max(1, len(words) - overlap), size - overlap + 1), size)
+
+
+@chunk.misconception(
+    "shares one word too many", hint="Count the words that two neighbours share: is it overlap, or one more?"
+)
+def _(text, size, overlap):
+    words = text.split()
+    return _windows(words, range(0, max(1, len(words) - overlap), max(1, size - overlap - 1)), size)
+
+
+@chunk.misconception(
+    "adds the overlap to the size", hint="How many words does your longest chunk hold, and how many may it?"
+)
+def _(text, size, overlap):
+    words = text.split()
+    return _windows(words, range(0, len(words), size), size + overlap)
+
+
+@chunk.misconception(
+    "drops the last chunk when it is short",
+    hint="Put the new words of your chunks one after the other. Is the end of the text there?",
+)
+def _(text, size, overlap):
+    words = text.split()
+    return _windows(words, range(0, len(words) - size + 1, size - overlap), size)
+
+
+@chunk.misconception(
+    "ends with a chunk that only repeats",
+    hint="Look at your last chunk: does it say anything that the one before it does not?",
+)
+def _(text, size, overlap):
+    words = text.split()
+    return _windows(words, range(0, len(words), size - overlap), size)
+
+
+@chunk.misconception(
+    "loses a text that is no longer than the overlap",
+    hint="How many chunks do you make of a text of one word? A range may be empty.",
+)
+def _(text, size, overlap):
+    words = text.split()
+    return _windows(words, range(0, len(words) - overlap, size - overlap), size)
+
+
+@chunk.misconception(
+    "moves the last chunk back until it is full",
+    hint="Each chunk starts with the last words of the one before: how many of them, in your last chunk?",
+)
+def _(text, size, overlap):
+    words = text.split()
+    starts = range(0, max(1, len(words) - overlap), size - overlap)
+    return _windows(words, [min(start, max(0, len(words) - size)) for start in starts], size)
+
+
+@chunk.misconception("counts characters, not words", hint="size = 120: what is it 120 of?")
+def _(text, size, overlap):
+    return [text[start : start + size] for start in range(0, max(1, len(text) - overlap), size - overlap)]
+
+
+@chunk.misconception(
+    "splits at single spaces", hint="What does split(' ') make of two spaces in a row, and of a line break?"
+)
+def _(text, size, overlap):
+    words = text.split(" ")
+    return _windows(words, range(0, max(1, len(words) - overlap), size - overlap), size)
+
+
+@chunk.misconception("returns lists of words", hint="Of what type is a chunk that you can hand to a tokenizer?")
+def _(text, size, overlap):
+    words = text.split()
+    starts = range(0, max(1, len(words) - overlap), size - overlap)
+    return [words[start : start + size] for start in starts]
+
+
+@chunk.alternative("on until a chunk reaches the end")
+def _(text, size, overlap):
+    words, start, chunks = text.split(), 0, []
+    while True:
+        chunks.append(" ".join(words[start : start + size]))
+        if start + size >= len(words):
+            return chunks
+        start += size - overlap
+
+
+@chunk.alternative("what is left is cut again")
+def _(text, size, overlap):
+    rest, chunks = re.findall(r"\S+", text), []
+    while not chunks or len(rest) > overlap:
+        chunks.append(" ".join(rest[:size]))
+        rest = rest[size - overlap :]
+    return chunks
+
+
+@chunk.alternative("the number of chunks first")
+def _(*args):
+    text, size, overlap = args
+    words = text.split()
+    count = max(1, math.ceil((len(words) - overlap) / (size - overlap)))
+    return tuple(" ".join(words[i * (size - overlap) :][:size]) for i in range(count))
+
+
+@chunk.alternative("every start, the last one taken away when it only repeats")
+def _(text, size, overlap):
+    words = text.split()
+    chunks = [words[i : i + size] for i in range(0, len(words), size - overlap)]
+    while len(chunks) > 1 and len(chunks[-1]) <= overlap:
+        chunks.pop()
+    return list(map(" ".join, chunks))
+
+
+# rag.pool ------------------------------------------------------------------------------------------------------------
+
+
+@question("rag.pool", lab=LAB, points=10, slide=SLIDE)
+def pool(draw: Draw) -> Case:
+    """One vector for each text: the mean over its tokens, scaled to length 1."""
+    edge = draw.edge("padding in front", "one token", "no padding", "one text")
+    n, seq, d = draw.sizes(3, low=4, high=9)
+    n = 1 if edge == "one text" else n
+    lengths = draw.integers(2, seq - 1, n)
+    if edge == "no padding":
+        lengths = torch.full_like(lengths, seq)
+    elif edge == "one token":
+        lengths[0] = 1
+    mask = torch.arange(seq, device=lengths.device) < lengths.unsqueeze(1)
+    return Case(
+        edge,
+        hidden=draw.normal(n, seq, d) + draw.normal(n, 1, d),
+        mask=(mask.flip(1) if edge == "padding in front" else mask).long(),
+    )
+
+
+pool.oracle("lecturekit.prompting.rag:pool")
+pool.tolerance(
+    ulps=lambda case: case.hidden.shape[1] + case.hidden.shape[2] + 6,
+    magnitude=lambda case, expected: (
+        expected.double().abs()
+        + _means(case.hidden.double().abs(), case.mask)
+        / (_means(case.hidden.double(), case.mask).norm(dim=1, keepdim=True))
+    ),
+    why="a sum over the tokens is off by roundings of what it adds up; then a length over d numbers and two divisions",
+)
+pool.law(
+    "every vector has length 1",
+    lambda case, parts: bool(
+        (
+            (parts["result"].double().norm(dim=1) - 1).abs()
+            <= (case.hidden.shape[2] + 6) * precision(case, case.hidden)
+        ).all()
+    ),
+)
+pool.law(
+    "a text of one token has that token's direction",
+    lambda case, parts: (
+        bool(F.cosine_similarity(parts["result"][0].double(), case.hidden[0, 0].double(), dim=0) > 1 - 1e-5)
+        if case.label == "one token"
+        else None
+    ),
+)
+
+
+def _means(hidden: Tensor, mask: Tensor) -> Tensor:
+    """(n, seq, d) and (n, seq) → (n, d), of any length: what answers to this question have in common."""
+    return (hidden * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
+
+
+@pool.misconception(
+    "takes the padding into the mean",
+    hint="Put one text into a batch with a longer one: may its vector change by that?",
+)
+def _(hidden, mask):
+    return F.normalize(hidden.mean(1), dim=1)
+
+
+@pool.misconception("leaves the length as it is", hint="How long is each of your vectors? Print norm(dim=1).")
+def _(hidden, mask):
+    return _means(hidden, mask)
+
+
+@pool.misconception(
+    "divides by the padded length, and does not scale",
+    hint="How many tokens does the mean go over, in a row of the batch that ends in padding? And how long is it then?",
+)
+def _(hidden, mask):
+    return (hidden * mask.unsqueeze(-1)).mean(1)
+
+
+@pool.misconception(
+    "scales the tokens, not their mean",
+    hint="The mean of vectors of length 1: has it length 1 too? What comes first, the mean or the scaling?",
+)
+def _(hidden, mask):
+    return _means(F.normalize(hidden, dim=-1), mask)
+
+
+@pool.misconception(
+    "scales the tokens before their mean, and the mean again",
+    hint="A token with a long vector says more in the mean than one with a short one. Does it still, in yours?",
+)
+def _(hidden, mask):
+    return F.normalize(_means(F.normalize(hidden, dim=-1), mask), dim=1)
+
+
+@pool.misconception(
+    "scales over the batch",
+    hint="normalize has a dim. Over which axis lie the numbers of one vector? One text alone shows it.",
+)
+def _(hidden, mask):
+    return F.normalize(_means(hidden, mask), dim=0)
+
+
+@pool.misconception(
+    "scales the batch as a whole", hint="Each text has a length of its own. How many norms do you divide by?"
+)
+def _(hidden, mask):
+    means = _means(hidden, mask)
+    return means / means.norm()
+
+
+@pool.misconception("takes the first token", hint="BERT's classifier reads [CLS]. What does MiniLM's training pool?")
+def _(hidden, mask):
+    return F.normalize(hidden[:, 0], dim=1)
+
+
+@pool.misconception(
+    "takes the last token",
+    hint="A decoder's last token has read all the others. Is this encoder one, and is its last token a word at all?",
+)
+def _(hidden, mask):
+    return F.normalize(hidden[:, -1], dim=1)
+
+
+@pool.misconception(
+    "takes the largest value over the tokens", hint="That is max pooling. Which pooling was MiniLM trained with?"
+)
+def _(hidden, mask):
+    return F.normalize(hidden.masked_fill(mask.unsqueeze(-1) == 0, -math.inf).amax(1), dim=1)
+
+
+@pool.misconception("turns the mask round", hint="Where the mask is 1, is there a token or padding?")
+def _(hidden, mask):
+    return F.normalize((hidden * (1 - mask).unsqueeze(-1)).sum(1), dim=1)
+
+
+@pool.misconception(
+    "takes it for granted that padding stands behind",
+    hint="Some tokenizers pad in front. Which positions does the mask mark, and which do you read?",
+)
+def _(hidden, mask):
+    rows = [row[:length].mean(0) for row, length in zip(hidden, mask.sum(1).tolist(), strict=True)]
+    return F.normalize(torch.stack(rows), dim=1)
+
+
+@pool.misconception(
+    "divides by the sum of sizes, not by the length", hint="Length is the root of the sum of squares. What is yours?"
+)
+def _(hidden, mask):
+    return F.normalize(_means(hidden, mask), p=1, dim=1)
+
+
+@pool.alternative("the sum alone: what it is divided by goes with its length")
+def _(hidden, mask):
+    sums = torch.einsum("nsd,ns->nd", hidden, mask.to(hidden.dtype))
+    return sums / sums.norm(dim=-1, keepdim=True)
+
+
+@pool.alternative("as the library writes it, with the smallest count held above 0")
+def _(token_embeddings, attention_mask):
+    expanded = attention_mask.unsqueeze(-1).expand(token_embeddings.size()).float()
+    means = torch.sum(token_embeddings * expanded, 1) / torch.clamp(expanded.sum(1), min=1e-9)
+    return F.normalize(means, p=2, dim=1)
+
+
+@pool.alternative("text by text, with a mask of booleans")
+def _(*args):
+    hidden, mask = args
+    rows = []
+    for row, real in zip(hidden, mask.bool(), strict=True):
+        mean = row[real].mean(dim=0)
+        rows.append(mean / mean.square().sum().sqrt())
+    return torch.stack(rows)
+
+
+@pool.alternative("mean over all places, padding as zeros, float64 inside")
+def _(hidden, mask):
+    means = torch.where(mask[:, :, None] == 1, hidden.double(), 0.0).mean(1)
+    return (means / torch.linalg.vector_norm(means, dim=1)[:, None]).to(hidden.dtype)
+
+
+# rag.top_k -----------------------------------------------------------------------------------------------------------
 
 GAP = 0.01
 """Least difference between two cosines of one query.
@@ -25,10 +407,7 @@ about 0.001. So nobody's rounding can change the order, and there are no ties to
 """
 
 
-# rag.top_k -----------------------------------------------------------------------------------------------------------
-
-
-@question("rag.top_k", lab=LAB, points=25, slide=SLIDE, returns=("scores", "indices"))
+@question("rag.top_k", lab=LAB, points=15, slide=SLIDE, returns=("scores", "indices"))
 def top_k(draw: Draw) -> Case:
     """Find the k documents nearest in meaning to each query."""
     k, q = sorted(draw.sizes(2, low=2, high=5))  # at least as many queries as k: topk over the wrong axis is no error
@@ -237,3 +616,573 @@ def _(q, d, k):
     similarity = (F.normalize(d, dim=1) @ F.normalize(q, dim=1).T).T
     values, places = similarity.topk(k, dim=1)
     return [values, places]
+
+
+# rag.prompt ----------------------------------------------------------------------------------------------------------
+
+INSTRUCTIONS = (
+    "Answer the question from the sources below and cite the source you used, like [1]. If none of them holds the "
+    "answer, say: not in the documents.",
+    "Use nothing but the sources. Name their numbers in brackets. Where they do not say it, say: not in the documents.",
+    "Read the sources, then answer in a few words, with the source, like [2], or with: not in the documents.",
+)
+
+
+@question("rag.prompt", lab=LAB, points=15, slide=SLIDE, cases=8)
+def prompt(draw: Draw) -> Case:
+    """The prompt that holds as many passages as the budget allows."""
+    edge = draw.edge(
+        "the budget is met exactly",
+        "one token short of another passage",
+        "one token to spare",
+        "a long question",
+        "every passage fits",
+        "no passage fits",
+        "the best passage is too long",
+    )
+    fitting = 0 if edge in ("no passage fits", "the best passage is too long") else draw.integer(2, 3)
+    number = fitting + 3
+    sizes = [draw.integer(5, 7) for _ in range(number)]
+    sizes[fitting], sizes[-1] = 24, 3  # the first one that does not fit, and one far behind it that would
+    passages = [{"text": _sentence(draw, size, "."), "relevant": False} for size in sizes]
+    passages[draw.integer(1 if edge == "every passage fits" else fitting, number - 1)]["relevant"] = True
+    asked = _sentence(draw, draw.integer(13, 15) if edge == "a long question" else draw.integer(4, 6), "?")
+    instruction = draw.choice(INSTRUCTIONS)
+
+    def tokens(taken: int) -> int:
+        return _count(_prompt(instruction, [row["text"] for row in passages[:taken]], asked))
+
+    slack = draw.integer(13, 18)  # more than the short passage takes, less than the long one
+    budget = {
+        "the budget is met exactly": tokens(fitting),
+        "one token short of another passage": tokens(fitting + 1) - 1,
+        "one token to spare": tokens(fitting) + 1,
+        "a long question": tokens(fitting + 1) - 15,  # more than the numbers of the sources take, less than it
+        "every passage fits": tokens(number) + slack,
+        "no passage fits": tokens(0),
+    }.get(edge or "", tokens(fitting) + slack)
+    return Case(edge, question=asked, passages=passages, budget=budget, instruction=instruction)
+
+
+def _sentence(draw: Draw, length: int, end: str) -> str:
+    return f"{' '.join(_texts(draw, length)).capitalize()}{end}"
+
+
+def _count(text: str) -> int:
+    """Tokens as many tokenizers cut: pieces of words, and punctuation together with the line breaks behind it."""
+    return len(re.findall(r"\w{1,5}|[^\w\s]+\n*|\n+", text))
+
+
+def _prompt(instruction: str, texts: list[str], question: str, first: int = 1) -> str:
+    """The format that the question asks for: what answers to it have in common."""
+    sources = [f"[{place}] {text}" for place, text in enumerate(texts, start=first)]
+    return "\n\n".join([instruction, *sources, f"Question: {question}\nAnswer:"])
+
+
+prompt.oracle("lecturekit.prompting.rag:assemble")
+
+
+@prompt.driver
+def _(function: Any, case: Case) -> dict[str, Any]:
+    """Hand over a tokenizer's count, which cannot be part of a case, and take the prompt apart into its lines."""
+    result = function(case.question, case.passages, case.budget, _count, case.instruction)
+    if not isinstance(result, (tuple, list)) or len(result) != 2:
+        raise Unfit(f"return (prompt, used), got {describe(result)}")
+    text, used = result[0], result[1].tolist() if isinstance(result[1], Tensor) else result[1]
+    if not isinstance(text, str):
+        raise Unfit(f"prompt must be one str, got {describe(text)}")
+    if not isinstance(used, (tuple, list)) or not all(type(place) is int for place in used):
+        raise Unfit(f"used must be a list of positions in passages, whole numbers from 0, got {describe(used)}")
+    return {"used": used, "lines of the prompt": text.split("\n")}
+
+
+prompt.law(
+    "the prompt keeps to the budget",
+    lambda case, parts: _count("\n".join(parts["lines of the prompt"])) <= case.budget,
+)
+prompt.law(
+    "every source is one of the passages, whole",
+    lambda case, parts: (
+        {row["text"] for row in case.passages}
+        >= {line.partition("] ")[2] for line in parts["lines of the prompt"][1:] if re.match(r"\[\d+\] ", line)}
+    ),
+)
+
+
+def _filled(
+    question: str, rows: Any, budget: float, count: Any, instruction: str, size: Any = None, order: Any = None
+) -> tuple[str, list[int]]:
+    """Take rows in an order while size(their texts) is at most the budget, and write the prompt.
+
+    size: the count of the finished prompt by default.   order: that of the rows by default.
+    """
+    size = size or (lambda texts: count(_prompt(instruction, texts, question)))
+    taken: list[int] = []
+    for place in range(len(rows)) if order is None else order:
+        if size([rows[i]["text"] for i in [*taken, place]]) > budget:
+            break
+        taken.append(place)
+    return _prompt(instruction, [rows[place]["text"] for place in taken], question), taken
+
+
+@prompt.misconception("counts characters", hint="A budget of 500 tokens: about how many letters is that?")
+def _(question, passages, budget, count, instruction):
+    return _filled(question, passages, budget, len, instruction)
+
+
+@prompt.misconception("counts words", hint="Is a word always one token? Who says how many it is?")
+def _(question, passages, budget, count, instruction):
+    return _filled(question, passages, budget, lambda text: len(text.split()), instruction)
+
+
+@prompt.misconception(
+    "cuts the last passage in two to fill the budget",
+    hint="What may the model make of half a sentence? Passages go in whole or not at all.",
+)
+def _(question, passages, budget, count, instruction):
+    _, used = _filled(question, passages, budget, count, instruction)
+    texts = [passages[place]["text"] for place in used]
+    for row in passages[len(used) : len(used) + 1]:
+        words = row["text"].split()
+        fits = [
+            n for n in range(1, len(words)) if count(_prompt(instruction, [*texts, _start(row, n)], question)) <= budget
+        ]
+        if fits:
+            texts, used = [*texts, _start(row, fits[-1])], [*used, len(used)]
+    return _prompt(instruction, texts, question), used
+
+
+def _start(row: Any, words: int) -> str:
+    """The first words of a passage."""
+    return " ".join(row["text"].split()[:words])
+
+
+@prompt.misconception(
+    "goes on behind the first passage that does not fit",
+    hint="Passages are best first. May a worse one take the place of one that did not fit?",
+)
+def _(question, passages, budget, count, instruction):
+    used: list[int] = []
+    for place in range(len(passages)):
+        texts = [passages[i]["text"] for i in [*used, place]]
+        if count(_prompt(instruction, texts, question)) <= budget:
+            used.append(place)
+    return _prompt(instruction, [passages[place]["text"] for place in used], question), used
+
+
+@prompt.misconception(
+    "leaves instruction and question out of the budget",
+    hint="What else does the model read beside the passages? Count the tokens of the finished prompt.",
+)
+def _(question, passages, budget, count, instruction):
+    def size(texts):
+        return count("\n\n".join(f"[{n}] {text}" for n, text in enumerate(texts, start=1)))
+
+    return _filled(question, passages, budget, count, instruction, size)
+
+
+@prompt.misconception(
+    "leaves the question out of the budget",
+    hint="Count the tokens of the finished prompt. What is in it that you left out?",
+)
+def _(question, passages, budget, count, instruction):
+    def size(texts):
+        return count("\n\n".join([instruction, *(f"[{n}] {text}" for n, text in enumerate(texts, start=1))]))
+
+    return _filled(question, passages, budget, count, instruction, size)
+
+
+@prompt.misconception(
+    "counts the passages without their numbers",
+    hint="[1] and the blank line are tokens too. Count what the model gets, not what it is made of.",
+)
+def _(question, passages, budget, count, instruction):
+    rest = count(_prompt(instruction, [], question))
+    return _filled(question, passages, budget, count, instruction, lambda texts: rest + sum(map(count, texts)))
+
+
+@prompt.misconception(
+    "adds up the counts of the parts",
+    hint="A tokenizer may join what stands on both sides of a border. Which text do you have to count?",
+)
+def _(question, passages, budget, count, instruction):
+    def size(texts):
+        blocks = _prompt(instruction, texts, question).split("\n\n")
+        return sum(map(count, blocks)) + (len(blocks) - 1) * count("\n\n")
+
+    return _filled(question, passages, budget, count, instruction, size)
+
+
+@prompt.misconception(
+    "may not meet the budget exactly", hint="At most the budget: is a prompt of just that size allowed?"
+)
+def _(question, passages, budget, count, instruction):
+    return _filled(question, passages, budget - 1, count, instruction)
+
+
+@prompt.misconception(
+    "notices one passage too late", hint="Count your finished prompt. At which moment do you look at the budget?"
+)
+def _(question, passages, budget, count, instruction):
+    taken = 0
+    while taken < len(passages):
+        texts = [row["text"] for row in passages[:taken]]
+        if count(_prompt(instruction, texts, question)) > budget:
+            break
+        taken += 1
+    return _prompt(instruction, [row["text"] for row in passages[:taken]], question), list(range(taken))
+
+
+@prompt.misconception("forgets the budget", hint="A model reads so many tokens and no more. Which argument says it?")
+def _(question, passages, budget, count, instruction):
+    return _filled(question, passages, math.inf, count, instruction)
+
+
+@prompt.misconception(
+    "puts the relevant passage in, found or not",
+    hint="Who tells you, outside a test set, which passage holds the answer? Then your score is not retrieval's.",
+)
+def _(question, passages, budget, count, instruction):
+    order = sorted(range(len(passages)), key=lambda place: not passages[place]["relevant"])
+    return _filled(question, passages, budget, count, instruction, order=order)
+
+
+@prompt.misconception(
+    "leaves out what is not relevant",
+    hint="Who tells you, outside a test set, which passage holds the answer? The model has to cope with the others.",
+)
+def _(question, passages, budget, count, instruction):
+    order = [place for place, row in enumerate(passages) if row["relevant"]]
+    return _filled(question, passages, budget, count, instruction, order=order)
+
+
+@prompt.misconception("puts the worst passage first", hint="Passages are best first. Which of them is your source [1]?")
+def _(question, passages, budget, count, instruction):
+    _, used = _filled(question, passages, budget, count, instruction)
+    used = used[::-1]
+    return _prompt(instruction, [passages[place]["text"] for place in used], question), used
+
+
+@prompt.misconception("numbers the sources from 0", hint="Which number has the first source in the format?")
+def _(question, passages, budget, count, instruction):
+    used = _filled(question, passages, budget, count, instruction)[1]
+    return _prompt(instruction, [passages[place]["text"] for place in used], question, first=0), used
+
+
+@prompt.misconception(
+    "says which numbers were used, not which passages",
+    hint="passages[used[0]] is to be the source [1]. At which number does a list start?",
+)
+def _(question, passages, budget, count, instruction):
+    text, used = _filled(question, passages, budget, count, instruction)
+    return text, [place + 1 for place in used]
+
+
+@prompt.misconception(
+    "ends with a space", hint="Most tokens of words bring their own space. What stands behind the last colon?"
+)
+def _(question, passages, budget, count, instruction):
+    text, used = _filled(question, passages, budget, count, instruction)
+    return text + " ", used
+
+
+@prompt.misconception(
+    "leaves the instruction out", hint="Who tells the model to cite, and what to say when the answer is not there?"
+)
+def _(question, passages, budget, count, instruction):
+    def write(texts):
+        return _prompt(instruction, texts, question).removeprefix(instruction).lstrip("\n")
+
+    used = _filled(question, passages, budget, count, instruction, lambda texts: count(write(texts)))[1]
+    return write([passages[place]["text"] for place in used]), used
+
+
+@prompt.alternative("one passage more as long as it fits")
+def _(question, passages, budget, count, instruction):
+    head, tail = instruction + "\n\n", f"Question: {question}\nAnswer:"
+    body, used = "", []
+    for place, passage in enumerate(passages):
+        longer = body + f"[{place + 1}] {passage['text']}\n\n"
+        if count(head + longer + tail) > budget:
+            break
+        body = longer
+        used.append(place)
+    return head + body + tail, used
+
+
+@prompt.alternative("from all of them down, the last one taken away")
+def _(q, rows, most, tokens, how):
+    for taken in range(len(rows), -1, -1):
+        blocks = [how]
+        blocks += [f"[{i}] " + row["text"] for i, row in enumerate(rows[:taken], 1)]
+        blocks += ["Question: " + q + "\nAnswer:"]
+        text = "\n\n".join(blocks)
+        if tokens(text) <= most:
+            return text, list(range(taken))
+    raise ValueError("not even the question fits")
+
+
+@prompt.alternative("lines")
+def _(*args):
+    question, passages, budget, count, instruction = args
+    lines, used = [instruction, ""], ()
+    while len(used) < len(passages):
+        more = [*lines, f"[{len(used) + 1}] {passages[len(used)]['text']}", ""]
+        if count("\n".join([*more, f"Question: {question}", "Answer:"])) > budget:
+            break
+        lines, used = more, (*used, len(used))
+    return ["\n".join([*lines, f"Question: {question}", "Answer:"]), used]
+
+
+# rag.recall ----------------------------------------------------------------------------------------------------------
+
+
+@question("rag.recall", lab=LAB, points=5, slide=SLIDE, returns=("recall", "mrr"), cases=7)
+def recall(draw: Draw) -> Case:
+    """How much of what is relevant is found, and how far up."""
+    edge = draw.edge(
+        "every question has an answer", "k = 1", "nothing is found", "fewer found than k", "one passage answers each"
+    )
+    k = 1 if edge == "k = 1" else draw.integer(3, 4)
+    # For each question the ranks, from 0, of the passages that answer it; the thirteenth of any is never found.
+    places = [[0], [1, k + 1], [k + 2], [1, 2, 12], [0, draw.integer(3, 6)], []]
+    if edge == "nothing is found":
+        places = [[min(13, k + place) for place in row] for row in places]
+    elif edge == "one passage answers each":
+        places = [row[:1] for row in places]
+    if edge == "every question has an answer":
+        places.remove([])
+    else:
+        places += [[] for _ in range(draw.integer(0, 2))]
+    ranked, relevant = [], []
+    for row in draw.permutation(len(places)).tolist():
+        ids = [place * 2 + 7 for place in draw.permutation(14).tolist()]
+        ranked.append(ids[: k - 1 if edge == "fewer found than k" else k + 4])
+        relevant.append([ids[place] for place in places[row]])
+    return Case(edge, ranked=ranked, relevant=relevant, k=k)
+
+
+recall.oracle("lecturekit.prompting.evaluation:recall_and_mrr")
+recall.tolerance(
+    ulps=lambda case: len(case.ranked) + 4,
+    magnitude=lambda case, _: 1.0,
+    why="a mean over the questions of shares that are at most 1, in float32 or wider",
+)
+recall.law("both lie between 0 and 1", lambda _, parts: all(-1e-6 <= float(x) <= 1 + 1e-6 for x in parts.values()))
+recall.law(
+    "where nothing is found, both are 0",
+    lambda case, parts: all(float(x) == 0 for x in parts.values()) if case.label == "nothing is found" else None,
+)
+recall.law(
+    "recall and reciprocal rank are above 0 together: both ask whether anything relevant is found",
+    lambda case, parts: (float(parts["recall"]) > 0) == (float(parts["mrr"]) > 0),
+)
+
+
+def _answered(ranked: Any, relevant: Any) -> list[tuple[list[int], list[int]]]:
+    """The questions that have an answer: what answers to this question have in common, with the two below."""
+    return [(found, wanted) for found, wanted in zip(ranked, relevant, strict=True) if wanted]
+
+
+def _recall(found: list[int], wanted: list[int], k: int) -> float:
+    """The share of the relevant that is among the first k."""
+    return len(set(found[:k]) & set(wanted)) / len(wanted)
+
+
+def _reciprocal(found: list[int], wanted: list[int], k: int) -> float:
+    """1 / rank of the first relevant one among the first k, or 0."""
+    return next((1 / rank for rank, id in enumerate(found[:k], start=1) if id in wanted), 0.0)
+
+
+@recall.misconception(
+    "counts a question without an answer as not found",
+    hint="What could retrieval have found for a question that no passage answers? Over how many questions is the mean?",
+)
+def _(ranked, relevant, k):
+    asked = _answered(ranked, relevant)
+    return (
+        sum(_recall(found, wanted, k) for found, wanted in asked) / len(ranked),
+        sum(_reciprocal(found, wanted, k) for found, wanted in asked) / len(ranked),
+    )
+
+
+@recall.misconception(
+    "counts a question without an answer as found",
+    hint="Nothing was missed where there is nothing. But was anything found? Over how many questions is the mean?",
+)
+def _(ranked, relevant, k):
+    asked = _answered(ranked, relevant)
+    free = len(ranked) - len(asked)
+    return (
+        (free + sum(_recall(found, wanted, k) for found, wanted in asked)) / len(ranked),
+        (free + sum(_reciprocal(found, wanted, k) for found, wanted in asked)) / len(ranked),
+    )
+
+
+@recall.misconception(
+    "asks whether any relevant passage is found",
+    hint="A question needs two passages, and one is found. Is that all of what is relevant? (Yours is the hit rate.)",
+)
+def _(ranked, relevant, k):
+    asked = _answered(ranked, relevant)
+    return (
+        sum(_recall(found, wanted, k) > 0 for found, wanted in asked) / len(asked),
+        sum(_reciprocal(found, wanted, k) for found, wanted in asked) / len(asked),
+    )
+
+
+@recall.misconception(
+    "divides by k: that is precision", hint="Recall is a share of what is relevant. Of how many is yours a share?"
+)
+def _(ranked, relevant, k):
+    asked = _answered(ranked, relevant)
+    return (
+        sum(len(set(found[:k]) & set(wanted)) / k for found, wanted in asked) / len(asked),
+        sum(_reciprocal(found, wanted, k) for found, wanted in asked) / len(asked),
+    )
+
+
+@recall.misconception(
+    "divides by k where more passages are relevant than that",
+    hint="With k = 1 and two relevant passages, how much of what is relevant can be found?",
+)
+def _(ranked, relevant, k):
+    asked = _answered(ranked, relevant)
+    return (
+        sum(len(set(found[:k]) & set(wanted)) / min(k, len(wanted)) for found, wanted in asked) / len(asked),
+        sum(_reciprocal(found, wanted, k) for found, wanted in asked) / len(asked),
+    )
+
+
+@recall.misconception(
+    "puts the passages of all questions together",
+    hint="A question with three passages, one with one: does the first count three times as much?",
+)
+def _(ranked, relevant, k):
+    asked = _answered(ranked, relevant)
+    return (
+        sum(len(set(found[:k]) & set(wanted)) for found, wanted in asked) / sum(len(wanted) for _, wanted in asked),
+        sum(_reciprocal(found, wanted, k) for found, wanted in asked) / len(asked),
+    )
+
+
+@recall.misconception(
+    "looks for the rank beyond k", hint="MRR@k: what does a question get whose first relevant passage is the k + 1st?"
+)
+def _(ranked, relevant, k):
+    asked = _answered(ranked, relevant)
+    return (
+        sum(_recall(found, wanted, k) for found, wanted in asked) / len(asked),
+        sum(_reciprocal(found, wanted, len(found)) for found, wanted in asked) / len(asked),
+    )
+
+
+@recall.misconception(
+    "looks for recall beyond k", hint="Recall@k: how far down the ranking may you look for what is relevant?"
+)
+def _(ranked, relevant, k):
+    asked = _answered(ranked, relevant)
+    return (
+        sum(_recall(found, wanted, len(found)) for found, wanted in asked) / len(asked),
+        sum(_reciprocal(found, wanted, k) for found, wanted in asked) / len(asked),
+    )
+
+
+@recall.misconception("counts ranks from 0", hint="What is the rank of the best one? And 1 / rank?")
+def _(ranked, relevant, k):
+    asked = _answered(ranked, relevant)
+    ranks = [[rank for rank, id in enumerate(found[:k]) if id in wanted] for found, wanted in asked]
+    return (
+        sum(_recall(found, wanted, k) for found, wanted in asked) / len(asked),
+        sum(1 / row[0] if row else 0.0 for row in ranks) / len(asked),
+    )
+
+
+@recall.misconception(
+    "adds up the reciprocal ranks of all that is relevant",
+    hint="The reader stops at the first passage that helps. How many ranks of a question count?",
+)
+def _(ranked, relevant, k):
+    asked = _answered(ranked, relevant)
+    return (
+        sum(_recall(found, wanted, k) for found, wanted in asked) / len(asked),
+        sum(1 / rank for found, wanted in asked for rank, id in enumerate(found[:k], start=1) if id in wanted)
+        / len(asked),
+    )
+
+
+@recall.misconception(
+    "leaves a question out for which nothing was found",
+    hint="What is its reciprocal rank? Over how many questions is the mean?",
+)
+def _(ranked, relevant, k):
+    asked = _answered(ranked, relevant)
+    ranks = [_reciprocal(found, wanted, k) for found, wanted in asked]
+    return (
+        sum(_recall(found, wanted, k) for found, wanted in asked) / len(asked),
+        sum(ranks) / max(1, sum(rank > 0 for rank in ranks)),
+    )
+
+
+@recall.misconception(
+    "takes the reciprocal of the mean rank", hint="The mean of 1 / rank, or 1 / the mean of the ranks? Try 1 and 10."
+)
+def _(ranked, relevant, k):
+    asked = _answered(ranked, relevant)
+    ranks = [1 / rank for found, wanted in asked if (rank := _reciprocal(found, wanted, k))]
+    return (
+        sum(_recall(found, wanted, k) for found, wanted in asked) / len(asked),
+        len(ranks) / sum(ranks) if ranks else 0.0,
+    )
+
+
+@recall.misconception("returns MRR before recall", hint="Which of the two does the signature name first?")
+def _(ranked, relevant, k):
+    asked = _answered(ranked, relevant)
+    return (
+        sum(_reciprocal(found, wanted, k) for found, wanted in asked) / len(asked),
+        sum(_recall(found, wanted, k) for found, wanted in asked) / len(asked),
+    )
+
+
+@recall.alternative("loops")
+def _(ranked, relevant, k):
+    recalls, reciprocals = [], []
+    for i in range(len(ranked)):
+        if not relevant[i]:
+            continue
+        hits = 0
+        reciprocal = 0
+        for rank, id in enumerate(ranked[i][:k]):
+            if id in relevant[i]:
+                hits += 1
+                if reciprocal == 0:
+                    reciprocal = 1 / (rank + 1)
+        recalls.append(hits / len(relevant[i]))
+        reciprocals.append(reciprocal)
+    return sum(recalls) / len(recalls), sum(reciprocals) / len(reciprocals)
+
+
+@recall.alternative("tensors of hits, float32")
+def _(found, wanted, k):
+    shares, ranks = [], []
+    for ids, answers in zip(found, wanted, strict=True):
+        if len(answers) == 0:
+            continue
+        hits = torch.isin(torch.tensor(ids[:k]), torch.tensor(answers)).float()
+        shares.append(hits.sum() / len(answers))
+        ranks.append((hits / torch.arange(1, len(hits) + 1)).max())
+    return torch.stack(shares).mean(), torch.stack(ranks).mean()
+
+
+@recall.alternative("positions by index")
+def _(*args):
+    ranked, relevant, k = args
+    asked = [i for i, wanted in enumerate(relevant) if len(wanted) > 0]
+    share = best = 0.0
+    for i in asked:
+        ranks = [ranked[i].index(id) + 1 for id in relevant[i] if id in ranked[i]]
+        ranks = [rank for rank in ranks if rank <= k]
+        share += len(ranks) / len(relevant[i]) / len(asked)
+        best += (1 / min(ranks) if ranks else 0) / len(asked)
+    return [share, best]

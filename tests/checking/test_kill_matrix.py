@@ -8,10 +8,12 @@ from lecturekit.checking.prove import prove
 QUESTIONS = questions()
 SERVED = {
     "lora.merge", "lora.linear", "lora.inject", "lora.count", "lora.train", "nf4.levels", "nf4.quantize",
-    "nf4.dequantize", "bitdelta.compress", "perceiver.resampler", "rag.top_k", "timing.measure",
+    "nf4.dequantize", "bitdelta.compress", "perceiver.resampler", "timing.measure",
     "sft.template", "sft.batch", "sft.loss", "sft.pack", "sft.attention", "sft.step",
     "rlhf.reward", "rlhf.kl", "rlhf.rewards", "rlhf.gae", "rlhf.clip", "rlhf.group",
     "dpo.optimum", "dpo.reward", "dpo.logprob", "dpo.loss", "dpo.weight", "dpo.cache",
+    "rag.chunk", "rag.pool", "rag.top_k", "rag.bm25", "rag.fuse", "rag.prompt", "rag.recall",
+    "icl.prompt", "icl.shots", "icl.score", "icl.cache", "icl.calibrate", "cot.parse", "cot.vote",
 }  # fmt: skip
 
 

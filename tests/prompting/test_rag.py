@@ -207,6 +207,142 @@ def test_chunk_refuses_by_name(arguments, error, message):
         chunk(*arguments)
 
 
+# pooling
+
+
+def test_pool_is_the_mean_of_the_real_tokens_at_length_one():
+    hidden, mask = random(3, 5, 4), torch.tensor([[1, 1, 0, 0, 0], [0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    pooled = rag.pool(hidden, mask)
+    for row, real, vector in zip(hidden, mask.bool(), pooled, strict=True):
+        mean = row[real].double().mean(0)
+        torch.testing.assert_close(vector.double(), mean / mean.norm(), rtol=0, atol=1e-6)  # a few float32 roundings
+    assert torch.equal(rag.pool(hidden, mask.bool()), pooled)
+
+
+def test_nothing_at_padding_gets_into_pool():
+    hidden, mask = random(2, 4, 3), torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0]])
+    spoiled = hidden.masked_fill(mask.unsqueeze(-1) == 0, math.nan)
+    assert torch.equal(rag.pool(spoiled, mask), rag.pool(hidden, mask))
+
+
+def test_pool_sums_half_precision_in_float32():
+    hidden, mask = random(2, 300, 8).bfloat16() + 1, torch.ones(2, 300, dtype=torch.int64)
+    pooled = rag.pool(hidden, mask)
+    assert pooled.dtype == torch.float32
+    torch.testing.assert_close(pooled, rag.pool(hidden.float(), mask), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "mask", "message"),
+    [
+        (torch.ones(2, 3), torch.ones(2, 3), "hidden must have 3 dimension"),
+        (torch.ones(2, 3, 4), torch.ones(2, 4), r"mask must be \(2, 3\) to match hidden, got \(2, 4\)"),
+        (torch.ones(2, 3, 4), torch.full((2, 3), 2), "mask must hold 0 and 1 only"),
+        (torch.ones(2, 3, 4), torch.tensor([[1, 1, 1], [0, 0, 0]]), r"mask\[1\] has no token"),
+    ],
+)
+def test_pool_refuses_by_name(hidden, mask, message):
+    with pytest.raises(ValueError, match=message):
+        rag.pool(hidden, mask)
+
+
+# fusion
+
+
+def test_fuse_adds_reciprocal_ranks():
+    ids, scores = rag.fuse([[7, 3, 9], [3, 5]])
+    assert ids == [3, 7, 5, 9]
+    np.testing.assert_allclose(scores, [1 / 62 + 1 / 61, 1 / 61, 1 / 62, 1 / 63], rtol=1e-15)
+    assert rag.fuse([[1], [2, 1]], constant=0) == ([1, 2], [1.5, 1.0])
+    assert rag.fuse([["a"], ["b", "a"]], constant=0) == (["a", "b"], [1.5, 1.0])
+
+
+def test_fuse_orders_ties_by_id_whichever_ranking_comes_first():
+    rankings = [[4, 1, 8], [8, 4, 1], [1, 8, 4]]
+    for order in ([0, 1, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]):
+        ids, scores = rag.fuse([rankings[i] for i in order])
+        assert ids == [1, 4, 8] and len(set(scores)) == 1
+
+
+def test_fuse_of_one_ranking_or_an_empty_one_keeps_the_order():
+    assert rag.fuse([[5, 2, 9]])[0] == rag.fuse([[5, 2, 9], []])[0] == [5, 2, 9]
+    assert rag.fuse([[], []]) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([],), "rankings must not be empty"),
+        (([[1], [2, 2]],), r"rankings\[1\] must hold each id once"),
+        (([[1]], -1), "constant must be at least 0, got -1"),
+    ],
+)
+def test_fuse_refuses_by_name(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        rag.fuse(*arguments)
+
+
+# the prompt
+
+
+def rows(*texts):
+    return [{"text": text} for text in texts]
+
+
+def spaces(text):
+    return len(text.split())
+
+
+def test_the_prompt_is_blocks_with_a_blank_line_between_them():
+    prompt, used = rag.assemble("When?", rows("At nine.", "It is blue."), 100, spaces, "Answer.")
+    assert prompt == "Answer.\n\n[1] At nine.\n\n[2] It is blue.\n\nQuestion: When?\nAnswer:"
+    assert used == [0, 1]
+    assert rag.assemble("When?", [], 100, spaces, "Answer.") == ("Answer.\n\nQuestion: When?\nAnswer:", [])
+    assert rag.assemble("When?", [], 100, spaces)[0].startswith(rag.INSTRUCTION + "\n\n")
+
+
+def test_passages_go_in_whole_while_the_finished_prompt_fits():
+    passages = rows("a b c d", "e f g h i j k l", "m")
+    sizes = [spaces(rag.assemble("Q?", passages[:number], 10**6, spaces)[0]) for number in range(4)]
+    for budget in range(sizes[0], sizes[3] + 3):
+        prompt, used = rag.assemble("Q?", passages, budget, spaces)
+        assert len(used) == sum(size <= budget for size in sizes[1:])
+        assert used == list(range(len(used))) and spaces(prompt) == sizes[len(used)] <= budget
+    # the third would fit where the second does not, and is worse
+    assert rag.assemble("Q?", passages, sizes[1] + 2, spaces)[1] == [0]
+
+
+def test_the_count_is_that_of_the_whole_prompt():
+    """A counter that joins across borders: what it says of parts is no help."""
+    asked = []
+
+    def count(text):
+        asked.append(text)
+        return 1
+
+    prompt, used = rag.assemble("Q?", rows("a", "b"), 1, count)
+    assert used == [0, 1] and prompt == asked[-1]
+    assert all(text.endswith("\n\nQuestion: Q?\nAnswer:") for text in asked)
+
+
+def test_a_label_in_a_row_is_not_looked_at():
+    passages = [{"text": "a", "relevant": False}, {"text": "b", "relevant": True}]
+    assert rag.assemble("Q?", passages, 100, spaces) == rag.assemble("Q?", rows("a", "b"), 100, spaces)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((" ", [], 100, spaces), "question must hold at least one word"),
+        (("Q?", [], 3, lambda text: 7), "budget must be at least 7, what the prompt takes without a passage, got 3"),
+        (("Q?", [], 0, spaces), "budget must be at least 1"),
+    ],
+)
+def test_assemble_refuses_by_name(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        rag.assemble(*arguments)
+
+
 # the retriever, with an encoder that counts letters
 
 FACTS = [
@@ -266,7 +402,7 @@ def test_bm25_equals_its_formula():
     hits = retriever().search(query, k=4, method="bm25")
     expected = bm25_by_hand(query, FACTS)
     assert [hit.index for hit in hits] == sorted(range(4), key=lambda i: (-expected[i], i))
-    # float64 with a handful of terms; bm25s may keep its table in float32, hence 1e-6
+    # a handful of terms that the index keeps in float32, hence 1e-6
     np.testing.assert_allclose([hit.score for hit in hits], sorted(expected, reverse=True), rtol=1e-6)
 
 
@@ -296,6 +432,16 @@ def test_fusion_adds_the_two_reciprocal_ranks():
     hits = made.search(query, k=4, method="fusion")
     assert [hit.index for hit in hits] == sorted(range(4), key=lambda i: (-expected[i], i))
     np.testing.assert_allclose([hit.score for hit in hits], sorted(expected, reverse=True), rtol=1e-12)  # float64
+
+
+def test_fusion_reads_both_rankings_down_to_a_depth(monkeypatch):
+    made, query = retriever(), "quokka on the ferry"
+    by_embedding = [hit.index for hit in made.search(query, k=4)][:2]
+    by_words = [hit.index for hit in made.search(query, k=4, method="bm25")][:2]
+    monkeypatch.setattr(rag, "DEPTH", 2)
+    hits = made.search(query, k=2, method="fusion")
+    ids, scores = rag.fuse([by_embedding, by_words])
+    assert [(hit.index, hit.score) for hit in hits] == list(zip(ids, scores, strict=True))[:2]
 
 
 @pytest.mark.parametrize("method", rag.METHODS)
