@@ -27,7 +27,7 @@ define chromium
 		"or leave them out: make test PYTEST_ARGS=\"-m 'not browser'\"" >&2; exit 1
 endef
 
-.PHONY: help lab test labs-full release lint format environment.yml clean
+.PHONY: help lab test labs-full bench-gpu release lint format environment.yml clean
 
 help:  ## show this list
 	@awk -F ':.*  ## ' '/^[a-z.-]+:.*  ## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,10 @@ labs-full:  ## run every lab's solution at full size, write docs/results.md (LAB
 	$(call environment,grading)
 	@"$(BIN)/python" -m lecturekit.models
 	@"$(BIN)/lecturekit" labs-full $(LABS) --seeds $(or $(SEEDS),1)
+
+bench-gpu:  ## time the fused kernels on this machine's GPU, write benchmarks/results/kernels.md
+	$(call environment,grading development)
+	@"$(BIN)/python" -P benchmarks/kernels.py gpu
 
 release:  ## make the students' notebooks in labs/ from solutions/
 	$(call environment,grading)
