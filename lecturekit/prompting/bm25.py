@@ -29,8 +29,8 @@ def bm25(query: Sequence[str], documents: Sequence[Sequence[str]], k1: float = K
     query: a list of words; a word that stands in it twice counts twice.   documents: n lists of words
     →   (n,) float32, 0 where no word is shared. A document without words scores 0.
 
-    Raises TypeError when query or a document is no list of words, ValueError when there are no documents, k1 is below
-    0 or b not in 0..1.
+    Raises TypeError when query or a document is no list of words or k1 or b no number, ValueError when there are no
+    documents, k1 is below 0 or b not in 0..1.
     """
     lengths = _lengths(documents, k1, b)
     _require_words("query", query)
@@ -104,7 +104,7 @@ def _lengths(documents: Sequence[Sequence[str]], k1: float, b: float) -> list[in
     if not documents:
         raise ValueError("documents must not be empty")
     for number, document in enumerate(documents):
-        _require_list(f"documents[{number}]", document, "words")
+        _require_words(f"documents[{number}]", document)
     return [len(document) for document in documents]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Hashable, Sequence
+from typing import Any
 
 from lecturekit.arguments import require_positive_int
 
@@ -24,16 +25,17 @@ def recall_and_mrr(
     recall: the share of the relevant passages that are among the first k.
     mrr: 1 / rank of the first relevant one, the best rank being 1; 0 where none is among the first k.
 
-    Raises ValueError when the numbers of questions differ or no question has an answer, TypeError when one names its
-    passage by a str in place of a list; k is an int of at least 1.
+    Rankings and relevant ids may be tensors or arrays. A passage counts once, however often either of them names it.
+
+    Raises TypeError when a ranking or the relevant ids of a question are no list of ids or k is no int, ValueError when
+    the numbers of questions differ, no question has an answer or k is below 1.
     """
     require_positive_int("k", k)
+    ranked = [_ids(f"ranked[{number}]", found) for number, found in enumerate(ranked)]
+    relevant = [_ids(f"relevant[{number}]", wanted) for number, wanted in enumerate(relevant)]
     if len(ranked) != len(relevant):
         raise ValueError(f"relevant must have one entry for each of the {len(ranked)} questions, got {len(relevant)}")
-    for number, wanted in enumerate(relevant):
-        if isinstance(wanted, str):
-            raise TypeError(f"relevant[{number}] must be a list of ids, got a str")
-    asked = [(list(found[:k]), set(wanted)) for found, wanted in zip(ranked, relevant, strict=True) if len(wanted)]
+    asked = [(found[:k], set(wanted)) for found, wanted in zip(ranked, relevant, strict=True) if wanted]
     if not asked:
         raise ValueError("relevant must name a passage for at least one question, got none")
     recalls = [len(wanted.intersection(found)) / len(wanted) for found, wanted in asked]
@@ -43,13 +45,25 @@ def recall_and_mrr(
     return sum(recalls) / len(asked), sum(reciprocals) / len(asked)
 
 
+def _ids(name: str, value: Any) -> list[Hashable]:
+    """The ids of one question as a list. A str is none: it would be read letter by letter."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, (str, bytes)) or not isinstance(value, Collection):
+        raise TypeError(f"{name} must be a list of ids, got {type(value).__name__}")
+    return list(value)
+
+
 def cited(answer: str, used: Sequence[int]) -> list[int]:
     """The passages that an answer cites, in the order in which it first names them.
 
-    answer: text with sources in brackets: [1], or [1, 3], or [1][3].   used: what ``rag.assemble`` gave beside the
-    prompt, the passage behind each number. A number that no source had is left out.
+    answer: text with sources in brackets: [1], [1, 3], [1; 3], [1][3], or [1-3] for all from 1 to 3.
+    used: what ``rag.assemble`` gave beside the prompt, the passage behind each number. A number that no source had is
+    left out.
     """
-    numbers = [int(number) for group in re.findall(r"\[([\d\s,]+)\]", answer) for number in re.findall(r"\d+", group)]
+    numbers: list[int] = []
+    for group in re.findall(r"\[([0-9\s,;\u2013-]+)\]", answer):
+        for first, last in re.findall(r"(?<![-\u2013])\b([0-9]+)(?:\s*[-\u2013]\s*([0-9]+))?", group):
+            numbers += range(int(first), min(int(last or first), len(used)) + 1)
     return list(dict.fromkeys(used[number - 1] for number in numbers if 1 <= number <= len(used)))
 
 

@@ -14,6 +14,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,9 +36,9 @@ Id = TypeVar("Id", int, str)
 """What names a passage: its number or a word."""
 
 METHODS = ("embedding", "bm25", "fusion")
-MAX_TOKENS = 256  # all-MiniLM-L6-v2 was trained on no longer inputs; what follows in a longer text is not read
+MAX_TOKENS = 256  # as many as all-MiniLM-L6-v2 reads, trained on 128; what follows in a longer text is not read
 RANK_CONSTANT = 60  # of reciprocal rank fusion, as in Cormack, Clarke and Büttcher 2009
-DEPTH = 1000  # how far down the Retriever reads the rankings that it fuses, as deep as the runs of that paper
+DEPTH = 1000  # how far down the Retriever reads the rankings that it fuses: deep enough, for a rank adds less and less
 INSTRUCTION = (
     "Answer the question from the sources below, in a few words, and cite the source you used, like [1]. "
     f"If the answer is in none of them, say: {ABSTAIN}."
@@ -126,7 +127,8 @@ def chunk(text: str, size: int = 120, overlap: int = 20) -> list[str]:
     Words, not tokens, so that a reader can count them: whatever stands between white space, joined again by single
     spaces. The last piece may be shorter. 120 English words are about 160 tokens, within what MiniLM reads.
 
-    Raises TypeError when text is no str, ValueError when it has no words or overlap is not in 0..size-1.
+    Raises TypeError when text is no str or size or overlap no int, ValueError when text has no words, size is below 1
+    or overlap is not in 0..size-1.
     """
     if not isinstance(text, str):
         raise TypeError(f"text must be a str, got {type(text).__name__}")
@@ -150,7 +152,9 @@ def pool(hidden: Tensor, mask: Tensor) -> Tensor:
     tokenizer's attention_mask   →   (n, d) in hidden's dtype, float32 at least. Reimers and Gurevych 2019
     (Sentence-BERT), "mean pooling".
 
-    Raises ValueError when the shapes do not match, the mask holds anything but 0 and 1, or a text has no token.
+    Raises TypeError for no tensor or hidden of an integer dtype, ValueError when the shapes do not match, the mask
+    holds anything but 0 and 1, a text has no token, one of its tokens holds NaN or infinity, or its tokens add up to
+    zeros, which have no direction (the number of the text is named).
     """
     require_tensor("hidden", hidden, ndim=3)
     require_tensor("mask", mask, ndim=2, floating=False)
@@ -161,16 +165,32 @@ def pool(hidden: Tensor, mask: Tensor) -> Tensor:
     real = mask.bool()
     if not real.any(dim=1).all():
         raise ValueError(f"mask[{int((~real.any(dim=1)).nonzero()[0])}] has no token: an empty text has no meaning")
-    sums = widened(hidden).masked_fill(~real.unsqueeze(-1), 0).sum(dim=1)  # (n, d)
-    return torch.nn.functional.normalize(sums / real.sum(dim=1, keepdim=True), dim=1)
+    tokens = widened(hidden).masked_fill(~real.unsqueeze(-1), 0)
+    largest = tokens.detach().abs().amax(dim=(1, 2), keepdim=True)  # NaN anywhere in a text makes its maximum NaN
+    if not largest.isfinite().all():
+        raise ValueError(f"hidden[{int((~largest.isfinite()).nonzero()[0, 0])}] holds NaN or infinity")
+    # Divided by the largest value first, no sum and no square overflows or vanishes. What the mean divides the sum by
+    # goes with the length.
+    sums = (tokens / largest.clamp(min=torch.finfo(tokens.dtype).tiny)).sum(dim=1)  # (n, d)
+    size = sums.detach().abs().amax(dim=1, keepdim=True)
+    if (size == 0).any():
+        raise ValueError(f"hidden[{int((size == 0).nonzero()[0, 0])}] has a mean of zeros, which has no direction")
+    sums = sums / size
+    return sums / sums.norm(dim=1, keepdim=True)
 
 
 def embed(texts: list[str], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 32) -> Tensor:
     """Sentence embeddings: the model's last hidden states, put together by ``pool``.
 
     n texts → (n, hidden) float32 on the model's device. Texts are cut at 256 tokens.
-    Raises ValueError when there are no texts.
+    Raises TypeError when texts is one str or holds anything but str or batch_size is no int, ValueError when there are
+    no texts or batch_size is below 1.
     """
+    if isinstance(texts, str):
+        raise TypeError("texts must be a list of str, got one str")
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"texts[{number}] must be a str, got {type(text).__name__}")
     if not texts:
         raise ValueError("texts must not be empty")
     require_positive_int("batch_size", batch_size)
@@ -205,6 +225,25 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
+def _is_list(value: Any) -> bool:
+    """Whether value is a sequence of things, which a text is not."""
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+def _require_ids(rankings: Sequence[Sequence[Id]]) -> None:
+    """Refuse what cannot be ranked: no lists, or ids that cannot be ordered where two scores are equal."""
+    kinds: set[bool] = set()
+    for number, ranking in enumerate(rankings):
+        if not _is_list(ranking):
+            raise TypeError(f"rankings[{number}] must be a list of ids, got {type(ranking).__name__}")
+        for id in ranking:
+            if isinstance(id, bool) or not isinstance(id, (Integral, str)):
+                raise TypeError(f"rankings[{number}] must hold ids, int or str, got {type(id).__name__}")
+            kinds.add(isinstance(id, str))
+    if len(kinds) > 1:
+        raise TypeError("rankings must hold ids of one kind, all int or all str, got both")
+
+
 def fuse(rankings: Sequence[Sequence[Id]], constant: float = RANK_CONSTANT) -> tuple[list[Id], list[float]]:
     """Reciprocal rank fusion: one ranking out of several, whose scores may be of kinds that cannot be compared.
 
@@ -213,10 +252,14 @@ def fuse(rankings: Sequence[Sequence[Id]], constant: float = RANK_CONSTANT) -> t
     nothing to an id that it lacks. Equal scores are ordered by id, lower first.
     Cormack, Clarke and Büttcher 2009, with constant = 60.
 
-    Raises ValueError when there is no ranking, one holds an id twice, or constant is below 0.
+    Raises TypeError when rankings or one of them is no list, an id is neither an int nor a str, both kinds are there,
+    or constant is no number; ValueError when there is no ranking, one holds an id twice, or constant is below 0.
     """
+    if not _is_list(rankings):
+        raise TypeError(f"rankings must be a list of lists of ids, got {type(rankings).__name__}")
     if not rankings:
         raise ValueError("rankings must not be empty")
+    _require_ids(rankings)
     if require_number("constant", constant) < 0:
         raise ValueError(f"constant must be at least 0, got {constant}")
     shares: dict[Id, list[float]] = defaultdict(list)
@@ -258,11 +301,27 @@ def assemble(
     place. Count the prompt and not its parts: a tokenizer joins letters across their borders.
     →   (prompt, used): used[n − 1] is the position in passages, from 0, of the source numbered [n].
 
-    Raises ValueError when the question is blank or does not fit into the budget even without a passage.
+    Raises TypeError when question or instruction is no str, a passage no row with a "text" that is a str, budget no int
+    or count cannot be called; ValueError when a row lacks its "text", the question is blank or does not fit into the
+    budget even without a passage.
     """
     require_positive_int("budget", budget)
+    for name, value in (("question", question), ("instruction", instruction)):
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be a str, got {type(value).__name__}")
     if not question.strip():
         raise ValueError("question must hold at least one word, got only white space")
+    if not callable(count):
+        raise TypeError(f"count must be a function from a text to its tokens, got {type(count).__name__}")
+    if not _is_list(passages):
+        raise TypeError(f'passages must be a list of rows with a "text", got {type(passages).__name__}')
+    for number, row in enumerate(passages):
+        if not isinstance(row, Mapping):
+            raise TypeError(f'passages[{number}] must be a row with a "text", got {type(row).__name__}')
+        if "text" not in row:
+            raise ValueError(f'passages[{number}] must have a "text", got only {", ".join(map(str, row)) or "nothing"}')
+        if not isinstance(row["text"], str):
+            raise TypeError(f'passages[{number}]["text"] must be a str, got {type(row["text"]).__name__}')
 
     def written(number: int) -> str:
         sources = [f"[{place}] {passage['text']}" for place, passage in enumerate(passages[:number], start=1)]

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
+from collections.abc import KeysView, ValuesView
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from lecturekit.checking import Case, Draw, Unfit, question
 from lecturekit.checking.compare import describe
@@ -56,6 +57,22 @@ def bm25(draw: Draw) -> Case:
 
 
 bm25.oracle("lecturekit.prompting.bm25:bm25")
+
+
+@bm25.driver
+def _(function: Any, case: Case) -> dict[str, Any]:
+    """An array or a list is as good as a tensor, and then of float32, for NumPy has float64 without being asked."""
+    result = function(case.query, case.documents, case.k1, case.b)
+    if isinstance(result, (list, tuple)) or hasattr(result, "__array_interface__"):
+        try:
+            result = torch.as_tensor(result, dtype=torch.float32)
+        except (TypeError, ValueError):
+            raise Unfit(f"return one score for each document, got {describe(result)}") from None
+    if result is None:
+        raise Unfit("the result is None: is a return statement missing?")
+    return {"result": result}
+
+
 bm25.tolerance(
     ulps=lambda case: 2 * len(case.query) + 8,
     magnitude=lambda case, expected: expected.double().abs() + len(case.query),
@@ -130,25 +147,6 @@ def _(query, documents, k1, b):
 
 
 @bm25.misconception(
-    "measures a document by its different words",
-    hint="The length of a document that says one word ten times: 1 or 10? And the mean?",
-)
-def _(query, documents, k1, b):
-    mean = sum(len(set(d)) for d in documents) / len(documents)
-    idf = {w: _idf(w, documents) for w in query}
-    return torch.tensor([sum(idf[w] * _share(d.count(w), len(set(d)), mean, k1, b) for w in query) for d in documents])
-
-
-@bm25.misconception(
-    "divides by the length of the query, not by the mean length of the documents",
-    hint="With what is a document's length compared, to call it long?",
-)
-def _(query, documents, k1, b):
-    idf = {w: _idf(w, documents) for w in query}
-    return torch.tensor([sum(idf[w] * _share(d.count(w), len(d), len(query), k1, b) for w in query) for d in documents])
-
-
-@bm25.misconception(
     "turns the ratio of the lengths round",
     hint="A word said once in a long document says less than in a short one. Is it so in your formula?",
 )
@@ -200,14 +198,6 @@ def _(query, documents, k1, b):
     )
 
 
-@bm25.misconception("takes the mean over the query", hint="Does the formula divide by the number of words asked for?")
-def _(query, documents, k1, b):
-    mean, idf = _mean(documents), {w: _idf(w, documents) for w in query}
-    return torch.tensor(
-        [sum(idf[w] * _share(d.count(w), len(d), mean, k1, b) for w in query) / len(query) for d in documents]
-    )
-
-
 @bm25.misconception(
     "asks only whether a word is there", hint="tf is a number. What does a document get that says the word three times?"
 )
@@ -228,23 +218,81 @@ def _(query, documents, k1, b):
 
 
 @bm25.misconception(
-    "finds words inside other words",
-    hint="Is “sea” in a document that says “season” only? in and count behave otherwise on a text than on a list.",
+    "divides only tf by tf, for want of brackets",
+    hint="What does Python divide by in tf / tf + k1 · (…)? Put in the numbers of one word and look at what comes out.",
 )
 def _(query, documents, k1, b):
-    mean, texts = _mean(documents), [" ".join(document) for document in documents]
-    idf = {w: _idf(w, texts) for w in query}
-    return torch.tensor(
-        [
-            sum(idf[w] * _share(text.count(w), len(document), mean, k1, b) for w in query)
-            for text, document in zip(texts, documents, strict=True)
-        ]
-    )
+    mean, idf = _mean(documents), {w: _idf(w, documents) for w in query}
+    rows = []
+    for document in documents:
+        counts, ratio = Counter(document), len(document) / mean
+        rows.append(sum((idf[w] * (counts[w] / counts[w] + k1 * (1 - b + b * ratio)) for w in query if counts[w]), 0.0))
+    return torch.tensor(rows)
 
 
-@bm25.misconception("takes logarithms to base 2", hint="ln is the natural logarithm. Which one is yours?")
+@bm25.misconception(
+    "leaves the brackets behind k1 out",
+    hint="k1 * 1 - b + …: which terms does k1 multiply here, and which in the formula?",
+)
 def _(query, documents, k1, b):
-    mean, idf = _mean(documents), {w: _idf(w, documents) / math.log(2) for w in query}
+    mean, idf = _mean(documents), {w: _idf(w, documents) for w in query}
+    rows = []
+    for document in documents:
+        counts, ratio = Counter(document), len(document) / mean
+        rows.append(sum((idf[w] * (counts[w] / (counts[w] + k1 * 1 - b + b * ratio)) for w in query if counts[w]), 0.0))
+    return torch.tensor(rows)
+
+
+@bm25.misconception(
+    "leaves the mean length out",
+    hint="With what is the length of a document compared, to call it long?",
+)
+def _(query, documents, k1, b):
+    idf = {w: _idf(w, documents) for w in query}
+    return torch.tensor([sum(idf[w] * _share(d.count(w), len(d), 1.0, k1, b) for w in query) for d in documents])
+
+
+@bm25.misconception(
+    "takes logarithms to base 10",
+    hint="ln is the natural logarithm. Which one is yours?",
+)
+def _(query, documents, k1, b):
+    mean, n = _mean(documents), len(documents)
+    df = {w: sum(w in d for d in documents) for w in query}
+    idf = {w: math.log10(1 + (n - df[w] + 0.5) / (df[w] + 0.5)) for w in query}
+    return torch.tensor([sum(idf[w] * _share(d.count(w), len(d), mean, k1, b) for w in query) for d in documents])
+
+
+@bm25.misconception(
+    "adds 1 outside the logarithm",
+    hint="Where does the 1 stand in the formula: inside the brackets of ln, or before them?",
+)
+def _(query, documents, k1, b):
+    mean, n = _mean(documents), len(documents)
+    df = {w: sum(w in d for d in documents) for w in query}
+    idf = {w: 1 + math.log((n - df[w] + 0.5) / (df[w] + 0.5)) for w in query}
+    return torch.tensor([sum(idf[w] * _share(d.count(w), len(d), mean, k1, b) for w in query) for d in documents])
+
+
+@bm25.misconception(
+    "cuts a negative idf off at 0",
+    hint="May a word that most documents hold count nothing? What does the formula do so that no idf falls below 0?",
+)
+def _(query, documents, k1, b):
+    mean, n = _mean(documents), len(documents)
+    df = {w: sum(w in d for d in documents) for w in query}
+    idf = {w: max(0.0, math.log((n - df[w] + 0.5) / (df[w] + 0.5))) for w in query}
+    return torch.tensor([sum(idf[w] * _share(d.count(w), len(d), mean, k1, b) for w in query) for d in documents])
+
+
+@bm25.misconception(
+    "forgets the logarithm",
+    hint="A word in one of a million documents: is it to weigh a million times as much as one in all?",
+)
+def _(query, documents, k1, b):
+    mean, n = _mean(documents), len(documents)
+    df = {w: sum(w in d for d in documents) for w in query}
+    idf = {w: 1 + (n - df[w] + 0.5) / (df[w] + 0.5) for w in query}
     return torch.tensor([sum(idf[w] * _share(d.count(w), len(d), mean, k1, b) for w in query) for d in documents])
 
 
@@ -284,6 +332,15 @@ def _(query, documents, k1, b):
             score += math.log((n + 1) / (df + 0.5)) / (1 + norm / counter[word])
         scores.append(score)
     return torch.tensor(scores)
+
+
+@bm25.alternative("an array of NumPy")
+def _(query, documents, k1, b):
+    lengths = np.array([len(document) for document in documents])
+    tf = np.array([[document.count(word) for word in query] for document in documents])
+    df = (tf > 0).sum(0)
+    idf = np.log(1 + (len(documents) - df + 0.5) / (df + 0.5))
+    return (idf * tf / (tf + k1 * (1 - b + b * lengths / lengths.mean())[:, None])).sum(1)
 
 
 @bm25.alternative("an index from words to documents")
@@ -360,15 +417,17 @@ fuse.tolerance(
 
 @fuse.driver
 def _(function: Any, case: Case) -> dict[str, Any]:
-    """Lists or tensors, whichever came back."""
+    """Lists, tensors, arrays or the keys and values of a dict, whichever came back."""
     result = function(case.rankings, case.constant)
     if not isinstance(result, (tuple, list)) or len(result) != 2:
         raise Unfit(f"return two lists, (ids, scores), got {describe(result)}")
-    ids, scores = (part.tolist() if isinstance(part, Tensor) else part for part in result)
-    for name, part in (("ids", ids), ("scores", scores)):
-        if not isinstance(part, (tuple, list)):
+    parts = {}
+    for name, part in zip(("ids", "scores"), result, strict=True):
+        part = part.tolist() if hasattr(part, "tolist") else part
+        if not isinstance(part, (tuple, list, KeysView, ValuesView)):
             raise Unfit(f"{name} must be a list, got {describe(part)}")
-    return {"ids": ids, "scores": scores}
+        parts[name] = [value.item() if hasattr(value, "item") else value for value in part]
+    return parts
 
 
 fuse.law(
@@ -485,6 +544,41 @@ def _(rankings, constant):
     return list(scores), list(scores.values())
 
 
+@fuse.misconception(
+    "sorts the ids but not the scores",
+    hint="The first score belongs to the first id. Is it that id's, in your result?",
+)
+def _(rankings, constant):
+    scores = _fused(rankings, lambda rank: 1 / (constant + rank + 1))
+    return _best_first(scores)[0], list(scores.values())
+
+
+@fuse.misconception(
+    "keeps only the ids of the first ranking",
+    hint="What becomes of a document that the first ranking lacks and the second one holds?",
+)
+def _(rankings, constant):
+    scores = _fused(rankings, lambda rank: 1 / (constant + rank + 1))
+    return _best_first({id: scores[id] for id in rankings[0]})
+
+
+@fuse.misconception(
+    "goes on counting ranks from one ranking to the next",
+    hint="Which rank has the first document of the second ranking? Where do you set your counter?",
+)
+def _(rankings, constant):
+    return _best_first(_fused([sum(rankings, [])], lambda rank: 1 / (constant + rank + 1)))
+
+
+@fuse.misconception(
+    "cuts every ranking to the length of the shortest",
+    hint="What does zip do with lists of different lengths? And what of an empty one?",
+)
+def _(rankings, constant):
+    shortest = min(map(len, rankings))
+    return _best_first(_fused([ranking[:shortest] for ranking in rankings], lambda rank: 1 / (constant + rank + 1)))
+
+
 @fuse.misconception("returns the scores before the ids", hint="Which of the two does the signature name first?")
 def _(rankings, constant):
     return _best_first(_fused(rankings, lambda rank: 1 / (constant + rank + 1)))[::-1]
@@ -498,6 +592,20 @@ def _(lists, c):
             total[ranking[place]] = total.get(ranking[place], 0) + 1 / (c + place + 1)
     pairs = sorted(total.items(), key=lambda pair: pair[1], reverse=True)
     return [id for id, _ in pairs], [score for _, score in pairs]
+
+
+@fuse.alternative("keys and values of a dict")
+def _(rankings, constant):
+    scores = _fused(rankings, lambda rank: 1 / (constant + rank + 1))
+    best = dict(sorted(scores.items(), key=lambda pair: pair[1], reverse=True))
+    return best.keys(), best.values()
+
+
+@fuse.alternative("arrays of NumPy")
+def _(rankings, constant):
+    scores = _fused(rankings, lambda rank: 1 / (constant + rank + 1))
+    ids, sums = np.array(list(scores)), np.array(list(scores.values()))
+    return ids[np.argsort(-sums)], np.sort(sums)[::-1]
 
 
 @fuse.alternative("id by id, with index")

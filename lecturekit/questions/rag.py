@@ -9,6 +9,7 @@ reference in lecturekit.prompting.
 from __future__ import annotations
 
 import math
+import operator
 import re
 from typing import Any
 
@@ -53,11 +54,16 @@ def chunk(draw: Draw) -> Case:
     length = overlap + draw.integer(2, 3) * step + behind
     if edge == "no more words than the overlap":
         overlap = draw.integer(3, 4)
-        length = overlap - draw.integer(0, 2)
-    words = _texts(draw, length)
-    blanks = ["\n", "  ", " ", "\n\n", "\t"] if edge == "line breaks and double spaces" else [" "]
+        length = overlap - draw.integer(0, 1)
+    words = [word + "." * (place % 5 == 1) for place, word in enumerate(_texts(draw, length))]
+    blanks = {
+        "line breaks and double spaces": ["\n", "  ", " ", "\n\n", "\t"],
+        "no more words than the overlap": ["  \n"],
+    }.get(edge or "", [" "])
     text = "".join(word + blanks[place % len(blanks)] for place, word in enumerate(words)).rstrip()
-    return Case(edge, text=text, size=size, overlap=overlap)
+    return Case(
+        edge, text=f"\n  {text} \n" if edge == "line breaks and double spaces" else text, size=size, overlap=overlap
+    )
 
 
 chunk.oracle("lecturekit.prompting.rag:chunk")
@@ -175,6 +181,61 @@ def _(text, size, overlap):
     return _windows(words, range(0, max(1, len(words) - overlap), size - overlap), size)
 
 
+@chunk.misconception(
+    "makes an empty word of white space at either end",
+    hint="What does re.split give for a text that begins with a line break? And split() without an argument?",
+)
+def _(text, size, overlap):
+    words = re.split(r"\s+", text)
+    return _windows(words, range(0, max(1, len(words) - overlap), size - overlap), size)
+
+
+@chunk.misconception(
+    "drops the punctuation", hint="A word is what stands between white space. What becomes of a full stop, in yours?"
+)
+def _(text, size, overlap):
+    words = re.findall(r"\w+", text)
+    return _windows(words, range(0, max(1, len(words) - overlap), size - overlap), size)
+
+
+@chunk.misconception(
+    "returns a short text as it stands",
+    hint="Words are joined by single spaces. Is that so where one chunk holds the whole text, with its line breaks?",
+)
+def _(text, size, overlap):
+    words = text.split()
+    if len(words) <= size:
+        return [text]
+    return _windows(words, range(0, max(1, len(words) - overlap), size - overlap), size)
+
+
+@chunk.misconception(
+    "drops the last chunk, full or not",
+    hint="Put the new words of your chunks one after the other. Is the end of the text there, whatever its length?",
+)
+def _(text, size, overlap):
+    words = text.split()
+    return _windows(words, range(0, len(words) - size, size - overlap), size)
+
+
+@chunk.misconception(
+    "drops a last chunk that adds a single word",
+    hint="How many new words has the last chunk at least? Try a text that is one word longer than the size.",
+)
+def _(text, size, overlap):
+    words = text.split()
+    return _windows(words, range(0, max(1, len(words) - overlap - 1), size - overlap), size)
+
+
+@chunk.misconception(
+    "puts the overlap in front of a full size of new words",
+    hint="How many words does your second chunk hold? The size counts the shared words too.",
+)
+def _(text, size, overlap):
+    words = text.split()
+    return [" ".join(words[max(0, start - overlap) : start + size]) for start in range(0, len(words), size)]
+
+
 @chunk.misconception("returns lists of words", hint="Of what type is a chunk that you can hand to a tokenizer?")
 def _(text, size, overlap):
     words = text.split()
@@ -241,6 +302,22 @@ def pool(draw: Draw) -> Case:
 
 
 pool.oracle("lecturekit.prompting.rag:pool")
+
+
+@pool.driver
+def _(function: Any, case: Case) -> dict[str, Any]:
+    """An array or lists are as good as a tensor, and then of float32, for NumPy has float64 without being asked."""
+    result = function(case.hidden, case.mask)
+    if isinstance(result, (list, tuple)) or hasattr(result, "__array_interface__"):
+        try:
+            result = torch.as_tensor(result, dtype=torch.float32, device=case.hidden.device)
+        except (TypeError, ValueError):
+            raise Unfit(f"return a tensor (n, d), got {describe(result)}") from None
+    if result is None:
+        raise Unfit("the result is None: is a return statement missing?")
+    return {"result": result}
+
+
 pool.tolerance(
     ulps=lambda case: case.hidden.shape[1] + case.hidden.shape[2] + 6,
     magnitude=lambda case, expected: (
@@ -366,6 +443,38 @@ def _(hidden, mask):
 )
 def _(hidden, mask):
     return F.normalize(_means(hidden, mask), p=1, dim=1)
+
+
+@pool.misconception(
+    "takes the padding into the mean, and does not scale",
+    hint="Put one text into a batch with a longer one: may its vector change by that? And how long is it?",
+)
+def _(hidden, mask):
+    return hidden.mean(1)
+
+
+@pool.misconception(
+    "divides by the square of the length", hint="Is the root missing? How long is each of your vectors?"
+)
+def _(hidden, mask):
+    means = _means(hidden, mask)
+    return means / means.square().sum(1, keepdim=True)
+
+
+@pool.misconception(
+    "leaves the first token out of the mean",
+    hint="[CLS] is a token that the mask marks as any other. Does the mean of MiniLM's training leave it out?",
+)
+def _(hidden, mask):
+    return F.normalize(_means(hidden[:, 1:], mask[:, 1:]), dim=1)
+
+
+@pool.misconception(
+    "takes the last token that is none of the padding",
+    hint="A decoder's last token has read all the others. Is this encoder one, and which pooling was it trained with?",
+)
+def _(hidden, mask):
+    return F.normalize(hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1], dim=1)
 
 
 @pool.alternative("the sum alone: what it is divided by goes with its length")
@@ -628,7 +737,7 @@ INSTRUCTIONS = (
 )
 
 
-@question("rag.prompt", lab=LAB, points=15, slide=SLIDE, cases=8)
+@question("rag.prompt", lab=LAB, points=15, slide=SLIDE, cases=10)
 def prompt(draw: Draw) -> Case:
     """The prompt that holds as many passages as the budget allows."""
     edge = draw.edge(
@@ -639,8 +748,11 @@ def prompt(draw: Draw) -> Case:
         "every passage fits",
         "no passage fits",
         "the best passage is too long",
+        "a little short of another passage",
+        "the numbers of the sources decide",
     )
     fitting = 0 if edge in ("no passage fits", "the best passage is too long") else draw.integer(2, 3)
+    fitting = 3 if edge == "the numbers of the sources decide" else fitting
     number = fitting + 3
     sizes = [draw.integer(5, 7) for _ in range(number)]
     sizes[fitting], sizes[-1] = 24, 3  # the first one that does not fit, and one far behind it that would
@@ -658,6 +770,9 @@ def prompt(draw: Draw) -> Case:
         "one token short of another passage": tokens(fitting + 1) - 1,
         "one token to spare": tokens(fitting) + 1,
         "a long question": tokens(fitting + 1) - 15,  # more than the numbers of the sources take, less than it
+        # Whoever leaves out "Answer:" counts 3 too few, without "Question:" 6, without the numbers 2 for each source.
+        "a little short of another passage": tokens(fitting + 1) - 5,
+        "the numbers of the sources decide": tokens(fitting + 1) - 7,
         "every passage fits": tokens(number) + slack,
         "no passage fits": tokens(0),
     }.get(edge or "", tokens(fitting) + slack)
@@ -669,8 +784,12 @@ def _sentence(draw: Draw, length: int, end: str) -> str:
 
 
 def _count(text: str) -> int:
-    """Tokens as many tokenizers cut: pieces of words, and punctuation together with the line breaks behind it."""
-    return len(re.findall(r"\w{1,5}|[^\w\s]+\n*|\n+", text))
+    """Tokens as many tokenizers cut: pieces of words, and all signs and line breaks in a row.
+
+    The full stop of a block, the blank line and the bracket of the next number are one token, so the parts of a
+    prompt have more tokens than the prompt.
+    """
+    return len(re.findall(r"\w{1,5}|[^\w ]+", text))
 
 
 def _prompt(instruction: str, texts: list[str], question: str, first: int = 1) -> str:
@@ -681,30 +800,46 @@ def _prompt(instruction: str, texts: list[str], question: str, first: int = 1) -
 
 prompt.oracle("lecturekit.prompting.rag:assemble")
 
+LINES = 40
+"""More than any right prompt has here, so that prompts of different lengths are still compared line by line."""
+
+
+def _places(used: Any) -> list[int]:
+    """Positions as a list of int, from whatever holds whole numbers: a list, a range, an array, a tensor."""
+    used = used.tolist() if hasattr(used, "tolist") else used
+    if not isinstance(used, (tuple, list, range)):
+        raise Unfit(f"used must be a list of positions in passages, whole numbers from 0, got {describe(used)}")
+    places = []
+    for place in used:
+        value = place.item() if hasattr(place, "item") else place
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise Unfit(f"used must hold whole numbers from 0, positions in passages, got {describe(place)}")
+        places.append(operator.index(value))
+    return places
+
 
 @prompt.driver
 def _(function: Any, case: Case) -> dict[str, Any]:
-    """Hand over a tokenizer's count, which cannot be part of a case, and take the prompt apart into its lines."""
+    """Hand over a tokenizer's count, which cannot be part of a case, and take the prompt apart into its lines.
+
+    The lines come before the whole, so that the first line that differs is shown and not two long texts.
+    """
     result = function(case.question, case.passages, case.budget, _count, case.instruction)
     if not isinstance(result, (tuple, list)) or len(result) != 2:
         raise Unfit(f"return (prompt, used), got {describe(result)}")
-    text, used = result[0], result[1].tolist() if isinstance(result[1], Tensor) else result[1]
+    text, used = result[0], _places(result[1])
     if not isinstance(text, str):
         raise Unfit(f"prompt must be one str, got {describe(text)}")
-    if not isinstance(used, (tuple, list)) or not all(type(place) is int for place in used):
-        raise Unfit(f"used must be a list of positions in passages, whole numbers from 0, got {describe(used)}")
-    return {"used": used, "lines of the prompt": text.split("\n")}
+    lines = [*text.split("\n"), *["(no more line)"] * LINES][:LINES]
+    return {"number of sources": len(used), "used": used, "line of the prompt": lines, "prompt": text}
 
 
-prompt.law(
-    "the prompt keeps to the budget",
-    lambda case, parts: _count("\n".join(parts["lines of the prompt"])) <= case.budget,
-)
+prompt.law("the prompt keeps to the budget", lambda case, parts: _count(parts["prompt"]) <= case.budget)
 prompt.law(
     "every source is one of the passages, whole",
     lambda case, parts: (
         {row["text"] for row in case.passages}
-        >= {line.partition("] ")[2] for line in parts["lines of the prompt"][1:] if re.match(r"\[\d+\] ", line)}
+        >= {line.partition("] ")[2] for line in parts["prompt"].split("\n")[1:] if re.match(r"\[\d+\] ", line)}
     ),
 )
 
@@ -793,6 +928,39 @@ def _(question, passages, budget, count, instruction):
 
 
 @prompt.misconception(
+    "leaves the instruction out of the budget",
+    hint="Count the tokens of the finished prompt. What stands at its top?",
+)
+def _(question, passages, budget, count, instruction):
+    def size(texts):
+        return count(_prompt(instruction, texts, question).removeprefix(instruction).lstrip("\n"))
+
+    return _filled(question, passages, budget, count, instruction, size)
+
+
+@prompt.misconception(
+    "counts the prompt without its last line",
+    hint="Count the tokens of the finished prompt. With which line does it end?",
+)
+def _(question, passages, budget, count, instruction):
+    def size(texts):
+        return count(_prompt(instruction, texts, question).removesuffix("\nAnswer:"))
+
+    return _filled(question, passages, budget, count, instruction, size)
+
+
+@prompt.misconception(
+    "counts the bare question",
+    hint="What does the format write in front of the question, and on the line behind it? These are tokens too.",
+)
+def _(question, passages, budget, count, instruction):
+    def size(texts):
+        return count(_prompt(instruction, texts, question).removesuffix(f"Question: {question}\nAnswer:") + question)
+
+    return _filled(question, passages, budget, count, instruction, size)
+
+
+@prompt.misconception(
     "counts the passages without their numbers",
     hint="[1] and the blank line are tokens too. Count what the model gets, not what it is made of.",
 )
@@ -811,6 +979,26 @@ def _(question, passages, budget, count, instruction):
         return sum(map(count, blocks)) + (len(blocks) - 1) * count("\n\n")
 
     return _filled(question, passages, budget, count, instruction, size)
+
+
+@prompt.misconception(
+    "adds up the counts of the parts",
+    hint="A tokenizer may join what stands on both sides of a border. Which text do you have to count?",
+)
+def _(question, passages, budget, count, instruction):
+    def size(texts):
+        return sum(map(count, _prompt(instruction, texts, question).split("\n\n")))
+
+    return _filled(question, passages, budget, count, instruction, size)
+
+
+@prompt.misconception(
+    "takes the best passage even where it does not fit",
+    hint="A prompt without a source is allowed: what is the model then to say? And a prompt beyond the budget?",
+)
+def _(question, passages, budget, count, instruction):
+    text, used = _filled(question, passages, budget, count, instruction)
+    return (text, used) if used else (_prompt(instruction, [passages[0]["text"]], question), [0])
 
 
 @prompt.misconception(
@@ -879,6 +1067,44 @@ def _(question, passages, budget, count, instruction):
 
 
 @prompt.misconception(
+    "joins the blocks by one line break",
+    hint="A blank line stands between two blocks. How many line breaks make a blank line?",
+)
+def _(question, passages, budget, count, instruction):
+    def write(texts):
+        return _prompt(instruction, texts, question).replace("\n\n", "\n")
+
+    used = _filled(question, passages, budget, count, instruction, lambda texts: count(write(texts)))[1]
+    return write([passages[place]["text"] for place in used]), used
+
+
+@prompt.misconception(
+    "writes another mark than [1] in front of a source",
+    hint="An answer cites [1], and that is looked for. Compare your first source with the format, sign by sign.",
+)
+def _(question, passages, budget, count, instruction):
+    def write(texts):
+        sources = [f"{place}. {text}" for place, text in enumerate(texts, start=1)]
+        return "\n\n".join([instruction, *sources, f"Question: {question}\nAnswer:"])
+
+    used = _filled(question, passages, budget, count, instruction, lambda texts: count(write(texts)))[1]
+    return write([passages[place]["text"] for place in used]), used
+
+
+@prompt.misconception(
+    "writes another mark than [1] in front of a source",
+    hint="An answer cites [1], and that is looked for. Compare your first source with the format, sign by sign.",
+)
+def _(question, passages, budget, count, instruction):
+    def write(texts):
+        sources = [f"[{place}]: {text}" for place, text in enumerate(texts, start=1)]
+        return "\n\n".join([instruction, *sources, f"Question: {question}\nAnswer:"])
+
+    used = _filled(question, passages, budget, count, instruction, lambda texts: count(write(texts)))[1]
+    return write([passages[place]["text"] for place in used]), used
+
+
+@prompt.misconception(
     "ends with a space", hint="Most tokens of words bring their own space. What stands behind the last colon?"
 )
 def _(question, passages, budget, count, instruction):
@@ -922,6 +1148,19 @@ def _(q, rows, most, tokens, how):
     raise ValueError("not even the question fits")
 
 
+@prompt.alternative("used as a range")
+def _(question, passages, budget, count, instruction):
+    texts = [row["text"] for row in passages]
+    fits = [n for n in range(len(texts) + 1) if count(_prompt(instruction, texts[:n], question)) <= budget]
+    return _prompt(instruction, texts[: fits[-1]], question), range(fits[-1])
+
+
+@prompt.alternative("used as a tensor")
+def _(question, passages, budget, count, instruction):
+    text, used = _filled(question, passages, budget, count, instruction)
+    return text, torch.tensor(used, dtype=torch.long)
+
+
 @prompt.alternative("lines")
 def _(*args):
     question, passages, budget, count, instruction = args
@@ -958,11 +1197,27 @@ def recall(draw: Draw) -> Case:
     for row in draw.permutation(len(places)).tolist():
         ids = [place * 2 + 7 for place in draw.permutation(14).tolist()]
         ranked.append(ids[: k - 1 if edge == "fewer found than k" else k + 4])
-        relevant.append([ids[place] for place in places[row]])
+        relevant.append([ids[place] for place in reversed(places[row])])  # not in the order in which they are found
     return Case(edge, ranked=ranked, relevant=relevant, k=k)
 
 
 recall.oracle("lecturekit.prompting.evaluation:recall_and_mrr")
+
+
+@recall.driver
+def _(function: Any, case: Case) -> dict[str, Any]:
+    """Two numbers of any kind, or one tensor or array that holds both."""
+    result = function(case.ranked, case.relevant, case.k)
+    result = result.tolist() if hasattr(result, "tolist") else result
+    if not isinstance(result, (tuple, list)) or len(result) != 2:
+        raise Unfit(f"return two numbers, (recall, mrr), got {describe(result)}")
+    numbers = [part.item() if hasattr(part, "item") else part for part in result]
+    for name, number in zip(("recall", "mrr"), numbers, strict=True):
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            raise Unfit(f"{name} must be one number, got {describe(number)}")
+    return {"recall": float(numbers[0]), "mrr": float(numbers[1])}
+
+
 recall.tolerance(
     ulps=lambda case: len(case.ranked) + 4,
     magnitude=lambda case, _: 1.0,
@@ -1088,6 +1343,18 @@ def _(ranked, relevant, k):
     )
 
 
+@recall.misconception(
+    "takes the rank of the first one listed",
+    hint="The list of relevant passages has no order. Which of them does a reader of the ranking meet first?",
+)
+def _(ranked, relevant, k):
+    asked = _answered(ranked, relevant)
+    return (
+        sum(_recall(found, wanted, k) for found, wanted in asked) / len(asked),
+        sum(1 / (found.index(wanted[0]) + 1) if wanted[0] in found[:k] else 0 for found, wanted in asked) / len(asked),
+    )
+
+
 @recall.misconception("counts ranks from 0", hint="What is the rank of the best one? And 1 / rank?")
 def _(ranked, relevant, k):
     asked = _answered(ranked, relevant)
@@ -1173,6 +1440,12 @@ def _(found, wanted, k):
         shares.append(hits.sum() / len(answers))
         ranks.append((hits / torch.arange(1, len(hits) + 1)).max())
     return torch.stack(shares).mean(), torch.stack(ranks).mean()
+
+
+@recall.alternative("both in one tensor")
+def _(ranked, relevant, k):
+    rows = [(_recall(found, wanted, k), _reciprocal(found, wanted, k)) for found, wanted in _answered(ranked, relevant)]
+    return torch.tensor(rows).mean(0)
 
 
 @recall.alternative("positions by index")

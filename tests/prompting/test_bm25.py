@@ -83,6 +83,8 @@ def test_documents_without_words():
         (([["the"]], DOCUMENTS), TypeError, "query must be a list of words, got list in it"),
         ((["the"], "the cat"), TypeError, "documents must be a list of lists of words, got str"),
         ((["the"], [["the"], "the cat"]), TypeError, r"documents\[1\] must be a list of words, got str"),
+        ((["the"], [["the"], ["a", 1]]), TypeError, r"documents\[1\] must be a list of words, got int in it"),
+        ((["the"], [["the"], None]), TypeError, r"documents\[1\] must be a list of words, got NoneType"),
         ((["the"], []), ValueError, "documents must not be empty"),
         ((["the"], DOCUMENTS, -1.0), ValueError, "k1 must be at least 0, got -1.0"),
         ((["the"], DOCUMENTS, 1.5, 1.5), ValueError, r"b must be in 0..1, got 1.5"),

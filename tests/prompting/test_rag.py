@@ -200,6 +200,7 @@ def test_chunks_of_any_length(length, size, overlap):
         (("one", 5, 5), ValueError, "overlap must be .* less than size, 5, got 5"),
         (("one", 5, -1), ValueError, "overlap must be at least 0"),
         (("one", 5, 1.0), TypeError, "overlap must be an int"),
+        (("one", True, 0), TypeError, "size must be an int"),
     ],
 )
 def test_chunk_refuses_by_name(arguments, error, message):
@@ -246,6 +247,52 @@ def test_pool_refuses_by_name(hidden, mask, message):
         rag.pool(hidden, mask)
 
 
+@pytest.mark.parametrize("scale", [1e-42, 1e-30, 1e-14, 1e14, 1e30, 3e38])
+def test_pool_has_length_one_whatever_the_size_of_its_tokens(scale):
+    """Squares of 1e30 overflow in float32, those of 1e-30 vanish, and so does the sum of two tokens of 3e38."""
+    pooled = rag.pool(torch.full((1, 2, 4), scale), torch.ones(1, 2))
+    torch.testing.assert_close(pooled, torch.full((1, 4), 0.5), rtol=1e-6, atol=0)  # a few float32 roundings
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([[1.0, -2.0], [-1.0, 2.0]], r"hidden\[1\] has a mean of zeros"),
+        ([[0.0, 0.0], [0.0, 0.0]], r"hidden\[1\] has a mean of zeros"),
+        ([[1.0, math.nan], [1.0, 1.0]], r"hidden\[1\] holds NaN or infinity"),
+        ([[1.0, 1.0], [math.inf, 1.0]], r"hidden\[1\] holds NaN or infinity"),
+    ],
+)
+def test_pool_names_the_text_that_has_no_direction(row, message):
+    with pytest.raises(ValueError, match=message):
+        rag.pool(torch.tensor([[[1.0, 2.0], [3.0, 4.0]], row]), torch.ones(2, 2))
+
+
+def test_pool_refuses_other_types():
+    with pytest.raises(TypeError, match="hidden must be a torch.Tensor, got list"):
+        rag.pool([[[1.0]]], torch.ones(1, 1))
+    with pytest.raises(TypeError, match="hidden must have a floating-point dtype"):
+        rag.pool(torch.ones(1, 2, 3, dtype=torch.int64), torch.ones(1, 2))
+
+
+def test_the_gradient_goes_through_pool():
+    hidden, mask = random(2, 3, 4, dtype=torch.float64).requires_grad_(), torch.tensor([[1, 1, 0], [1, 1, 1]])
+    assert torch.autograd.gradcheck(lambda tokens: rag.pool(tokens, mask), (hidden,))
+
+
+@pytest.mark.parametrize(
+    ("texts", "error", "message"),
+    [
+        ("one text", TypeError, "texts must be a list of str, got one str"),
+        (["good", None], TypeError, r"texts\[1\] must be a str, got NoneType"),
+        ([], ValueError, "texts must not be empty"),
+    ],
+)
+def test_embed_refuses_by_name(texts, error, message):
+    with pytest.raises(error, match=message):
+        rag.embed(texts, None, None)
+
+
 # fusion
 
 
@@ -280,6 +327,29 @@ def test_fuse_of_one_ranking_or_an_empty_one_keeps_the_order():
 def test_fuse_refuses_by_name(arguments, message):
     with pytest.raises(ValueError, match=message):
         rag.fuse(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((None,), "rankings must be a list of lists of ids, got NoneType"),
+        (({1: 2},), "rankings must be a list of lists of ids, got dict"),
+        (("ab",), "rankings must be a list of lists of ids, got str"),
+        ((["ab", "ba"],), r"rankings\[0\] must be a list of ids, got str"),
+        (([[1], None],), r"rankings\[1\] must be a list of ids, got NoneType"),
+        (([[1], [None]],), r"rankings\[1\] must hold ids, int or str, got NoneType"),
+        (([[[1]]],), r"rankings\[0\] must hold ids, int or str, got list"),
+        (([[1], ["a"]],), "rankings must hold ids of one kind, all int or all str, got both"),
+        (([[1]], "60"), "constant must be a number, got str"),
+    ],
+)
+def test_fuse_refuses_other_types(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        rag.fuse(*arguments)
+
+
+def test_fuse_takes_ranges_and_whole_numbers_of_numpy():
+    assert rag.fuse([range(2), [np.int64(1)]], constant=0)[0] == [1, 0]
 
 
 # the prompt
@@ -340,6 +410,29 @@ def test_a_label_in_a_row_is_not_looked_at():
 )
 def test_assemble_refuses_by_name(arguments, message):
     with pytest.raises(ValueError, match=message):
+        rag.assemble(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((None, [], 9, spaces), TypeError, "question must be a str, got NoneType"),
+        (("Q?", [], 9, spaces, None), TypeError, "instruction must be a str, got NoneType"),
+        (("Q?", [], 9.0, spaces), TypeError, "budget must be an int, got float"),
+        (("Q?", [], 9, 7), TypeError, "count must be a function .*, got int"),
+        (("Q?", "a passage", 9, spaces), TypeError, 'passages must be a list of rows with a "text", got str'),
+        (("Q?", ["a passage"], 99, spaces), TypeError, r'passages\[0\] must be a row with a "text", got str'),
+        (
+            ("Q?", [{"text": "a"}, {"title": "b"}], 99, spaces),
+            ValueError,
+            r'passages\[1\] must have a "text", got only',
+        ),
+        (("Q?", [{}], 99, spaces), ValueError, r'passages\[0\] must have a "text", got only nothing'),
+        (("Q?", [{"text": None}], 99, spaces), TypeError, r'passages\[0\]\["text"\] must be a str, got NoneType'),
+    ],
+)
+def test_assemble_refuses_what_is_no_passage(arguments, error, message):
+    with pytest.raises(error, match=message):
         rag.assemble(*arguments)
 
 
