@@ -76,7 +76,7 @@ def test_a_typed_question_is_answered(lab):
     cell = lab.show(lab.index("explore.ask_box("))
     card = cell.locator(".jp-OutputArea-output [aria-live]").first
     card.wait_for(timeout=1 * MINUTES)
-    field = cell.get_by_role("textbox").first
+    field = cell.locator(".jp-OutputArea-output input[type=text]").first
     field.fill("How high is the tower of <Vessary> Light?")
     lab.page.keyboard.press("Enter")
     expect(card).to_contain_text("How high is the tower of <Vessary> Light?", timeout=2 * MINUTES)
