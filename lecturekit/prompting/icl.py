@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lecturekit.arguments import require_integers, require_positive_int, require_tensor, widened
+from lecturekit.prompting.shared_prefix import shared_prefix
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
@@ -231,39 +232,59 @@ def score_behind(
 ) -> tuple[Tensor, Tensor]:
     """Every candidate behind every query behind the cached shots → sums and means, both (queries, candidates).
 
-    cache: of read_shots, one row; it is copied, never changed.   queries: (q_i,) token ids, at least one each.
+    cache: of read_shots, one row; it is held once and never changed.   queries: (q_i,) token ids, at least one each.
     candidates: (m_j,) token ids, the same for all queries, or such a list for each query, all with as many candidates.
-    rows: how many copies of the cache are held at a time (of SmolLM2 each takes 46 kB a token).
+    rows: how many queries, or queries with a candidate, are read at a time.
     Sums and means as by score_candidates, in float32, on the model's device.
     A query is read once; its last position scores the first tokens of all its candidates. Of a candidate only the
     tokens but the last are read, since nothing is asked of the last one's prediction: one of one token costs nothing.
-    Queries of equal length go together, so that no padding ever stands between a query and its candidate.
+    Queries are padded on the right; a mask hides the padding from the candidates, whose positions go on where their
+    query ends. Queries of like length go together.
     Raises ValueError when a query or candidate is empty, there are none, or their numbers do not match.
     """
+    from transformers import DynamicCache
+
     require_positive_int("rows", rows)
-    by_length: dict[int, list[int]] = {}
-    for number, length in enumerate(_lengths("queries", queries).tolist()):
-        by_length.setdefault(length, []).append(number)
-    batches = [group[at : at + rows] for group in by_length.values() for at in range(0, len(group), rows)]
+    asked = _lengths("queries", queries).to(model.device)
     own: list[Sequence[Tensor]] = _for_each(queries, candidates)
     lengths = torch.stack([_lengths("candidates", some) for some in own]).to(model.device)  # (queries, candidates)
     firsts = torch.stack([torch.stack([one[0] for one in some]) for some in own]).to(model.device)
     sums = torch.zeros(lengths.shape, device=model.device)
-    for batch in batches:
-        ids = torch.stack([queries[number] for number in batch]).to(model.device)
-        read = _rows(cache, torch.zeros(len(batch), dtype=torch.long, device=model.device))
-        last = model(input_ids=ids, past_key_values=read, use_cache=True, logits_to_keep=1).logits[:, -1]
-        found = widened(last).log_softmax(dim=-1).gather(1, firsts[batch])  # (batch, candidates)
-        pairs = (lengths[batch] > 1).nonzero()  # (which of the batch, which candidate)
-        pairs = pairs[lengths[batch][*pairs.unbind(1)].argsort(stable=True)]  # like lengths together: little padding
-        for which, what in (part.unbind(1) for part in pairs.split(rows) if len(part)):
-            texts = [own[batch[i]][j] for i, j in zip(which.tolist(), what.tolist(), strict=True)]
-            tokens = pad_sequence(texts, batch_first=True).to(model.device)  # (rows, longest)
-            logits = model(input_ids=tokens[:, :-1], past_key_values=_rows(read, which), use_cache=True).logits
-            ends = lengths[batch][which, what].unsqueeze(1)
-            mask = torch.arange(1, tokens.shape[1], device=model.device) < ends
-            found[which, what] += _sum_where(mask, logits, tokens[:, 1:])
-        sums[batch] = found.to(sums.dtype)
+    begin = cache.get_seq_length()
+    with shared_prefix(model, cache):
+        for batch in asked.argsort(stable=True).split(rows):
+            numbers = batch.tolist()
+            ids = pad_sequence([queries[number] for number in numbers], batch_first=True).to(model.device)
+            place = torch.arange(ids.shape[1], device=model.device)
+            seen = (place < asked[batch].unsqueeze(1)).long()
+            read = DynamicCache(config=model.config)
+            ends, which_end = torch.unique(asked[batch] - 1, return_inverse=True)
+            logits = model(
+                input_ids=ids,
+                attention_mask=seen,
+                position_ids=begin + place.expand_as(ids),
+                past_key_values=read,
+                use_cache=True,
+                logits_to_keep=ends,
+            ).logits
+            last = logits[torch.arange(len(batch), device=model.device), which_end]
+            found = widened(last).log_softmax(dim=-1).gather(1, firsts[batch])  # (batch, candidates)
+            pairs = (lengths[batch] > 1).nonzero()  # (which of the batch, which candidate)
+            pairs = pairs[lengths[batch][*pairs.unbind(1)].argsort(stable=True)]  # like lengths: little padding
+            for which, what in (part.unbind(1) for part in pairs.split(rows) if len(part)):
+                texts = [own[numbers[i]][j] for i, j in zip(which.tolist(), what.tolist(), strict=True)]
+                tokens = pad_sequence(texts, batch_first=True).to(model.device)  # (rows, longest)
+                behind = torch.arange(1, tokens.shape[1], device=model.device)
+                logits = model(
+                    input_ids=tokens[:, :-1],
+                    attention_mask=torch.cat([seen[which], seen.new_ones(len(which), len(behind))], dim=1),
+                    position_ids=begin + asked[batch][which].unsqueeze(1) + behind - 1,
+                    past_key_values=_rows(read, which),
+                    use_cache=True,
+                ).logits
+                mask = behind < lengths[batch][which, what].unsqueeze(1)
+                found[which, what] += _sum_where(mask, logits, tokens[:, 1:])
+            sums[batch] = found.to(sums.dtype)
     return sums, sums / lengths
 
 

@@ -196,6 +196,7 @@ class Reading:
 
     def __init__(self, model):
         self.model, self.config, self.device, self.tokens = model, model.config, model.device, 0
+        self.set_attn_implementation = model.set_attn_implementation
 
     def __call__(self, input_ids, **rest):
         self.tokens += input_ids.numel()
@@ -267,9 +268,9 @@ def test_shots_and_queries_are_read_once_and_candidates_of_one_token_not_at_all(
     reading = Reading(llama)
     cache = icl.read_shots(reading, shots)
     icl.score_behind(reading, cache, queries, ids(1, 1, 1))
-    assert reading.tokens == 23 + 3 + 5 + 3
+    assert reading.tokens == 23 + 3 * 5  # three queries, padded to the longest
     icl.score_behind(reading, cache, queries, ids(1, 3))
-    assert reading.tokens == 23 + 2 * (3 + 5 + 3) + 3 * 2
+    assert reading.tokens == 23 + 2 * 3 * 5 + 3 * 2
 
 
 def test_no_shots_are_an_empty_cache(llama):
