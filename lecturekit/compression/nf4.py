@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lecturekit.arguments import require_positive_int, require_tensor
 
+LARGEST_TABLE = 256  # levels; an index is one byte
 SMALLEST_SCALE = 1e-38  # bitsandbytes divides by no less, so that an all-zero block gives the code of zero
 CHUNK = 1 << 18  # elements worked on at a time, so that no temporary tensor grows with the input
 
@@ -50,6 +51,36 @@ def dynamic_levels() -> Tensor:
     return torch.tensor(sorted(levels))
 
 
+def int4_levels() -> Tensor:
+    """The 15 levels of symmetric 4-bit integers, -7 to 7, brought to [-1, 1]: float32, ascending, index 7 is 0.
+
+    The sixteenth code, -8, is left out, as in bitsandbytes' table: with it the two ends would not be alike.
+    """
+    return torch.arange(-7, 8) / 7
+
+
+def e2m1_levels() -> Tensor:
+    """The 15 levels of the 4-bit floating-point number E2M1, brought to [-1, 1]: float32, ascending, index 7 is 0.
+
+    A sign, two bits of exponent, one of mantissa: 0, 0.5, 1, 1.5, 2, 3, 4, 6 with either sign; zero counts once. OCP
+    Microscaling Formats specification, 2023.
+    """
+    return _both_signs([0.5, 1, 1.5, 2, 3, 4, 6])
+
+
+def fp4_levels() -> Tensor:
+    """The 15 levels of bitsandbytes' FP4, brought to [-1, 1]: float32, ascending, index 7 is 0.
+
+    E2M1 but for its smallest number, which is 1/192 of the largest here and 1/12 there.
+    """
+    return _both_signs([0.0625, 2, 3, 4, 6, 8, 12])
+
+
+def _both_signs(positive: Sequence[float]) -> Tensor:
+    half = torch.tensor(positive, dtype=torch.float32)
+    return torch.cat([-half.flip(0), torch.zeros(1), half]) / half[-1]
+
+
 LEVELS = normal_float_levels()
 DYNAMIC_LEVELS = dynamic_levels()
 
@@ -63,10 +94,7 @@ def quantize(x: Tensor, blocksize: int = 64) -> tuple[Tensor, Tensor]:
     two levels takes the lower one; an all-zero block has indices 7 and absmax 0.
     Raises TypeError for a wrong type or dtype, ValueError for NaN, infinity or empty input, or blocksize < 1.
     """
-    require_tensor("x", x, finite=True)
-    if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        raise TypeError(f"x must be float16, bfloat16 or float32, got {x.dtype}")
-    return _nearest(x, LEVELS, require_positive_int("blocksize", blocksize))
+    return quantize_with(LEVELS, x, blocksize)
 
 
 def dequantize(indices: Tensor, absmax: Tensor, blocksize: int = 64, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -76,8 +104,30 @@ def dequantize(indices: Tensor, absmax: Tensor, blocksize: int = 64, dtype: torc
     rounded once to dtype.
     Raises TypeError for wrong types or dtypes, ValueError for an index above 15, a wrong number of blocks, or NaN.
     """
-    _require_indices(indices)
-    return _look_up(indices, absmax, LEVELS, require_positive_int("blocksize", blocksize), dtype)
+    return dequantize_with(LEVELS, indices, absmax, blocksize, dtype)
+
+
+def quantize_with(levels: Tensor, x: Tensor, blocksize: int = 64) -> tuple[Tensor, Tensor]:
+    """quantize with another table, to compare it with NF4.
+
+    levels: (2 to 256,) floating point, ascending, in [-1, 1]. x, blocksize, results and errors as for quantize.
+    """
+    require_tensor("x", x, finite=True)
+    if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        raise TypeError(f"x must be float16, bfloat16 or float32, got {x.dtype}")
+    return _nearest(x, _require_levels(levels), require_positive_int("blocksize", blocksize))
+
+
+def dequantize_with(
+    levels: Tensor, indices: Tensor, absmax: Tensor, blocksize: int = 64, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """dequantize with another table: levels[index] * absmax of the block.
+
+    levels: as for quantize_with. indices: uint8 below the number of levels. The rest as for dequantize.
+    """
+    table = _require_levels(levels)
+    _require_indices(indices, len(table))
+    return _look_up(indices, absmax, table, require_positive_int("blocksize", blocksize), dtype)
 
 
 def pack(indices: Tensor) -> Tensor:
@@ -116,10 +166,15 @@ def double_quantize(absmax: Tensor, blocksize: int = 256) -> tuple[Tensor, Tenso
     Each code is the nearest level; bitsandbytes on a CPU looks it up in a coarser table and misses some by one.
     Raises TypeError or ValueError naming absmax or blocksize.
     """
+    return double_quantize_with(absmax, DYNAMIC_LEVELS, blocksize)
+
+
+def double_quantize_with(absmax: Tensor, levels: Tensor, blocksize: int) -> tuple[Tensor, Tensor, Tensor]:
+    """double_quantize with any table. levels: as for quantize_with; all else as for double_quantize."""
     require_tensor("absmax", absmax, ndim=1, finite=True)
     require_positive_int("blocksize", blocksize)
     offset = absmax.float().mean()
-    codes, scales = _nearest(absmax.float() - offset, DYNAMIC_LEVELS, blocksize)
+    codes, scales = _nearest(absmax.float() - offset, _require_levels(levels), blocksize)
     return codes, scales, offset
 
 
@@ -206,8 +261,18 @@ def _chunks(count: int, blocksize: int) -> Iterator[tuple[slice, slice, int]]:
         yield slice(whole * blocksize, count), slice(whole, whole + 1), count % blocksize
 
 
-def _require_indices(indices: Tensor) -> None:
+def _require_indices(indices: Tensor, levels: int = 16) -> None:
     require_tensor("indices", indices, dtype=torch.uint8)
     largest = int(indices.max())
-    if largest > 15:
-        raise ValueError(f"indices must be in 0..15, got {largest}")
+    if largest >= levels:
+        raise ValueError(f"indices must be in 0..{levels - 1}, got {largest}")
+
+
+def _require_levels(levels: Tensor) -> Tensor:
+    """levels in float32, if they are a table that can be searched."""
+    table = require_tensor("levels", levels, ndim=1, finite=True).float()
+    if not 2 <= len(table) <= LARGEST_TABLE:
+        raise ValueError(f"levels must be 2 to {LARGEST_TABLE}, got {len(table)}")
+    if not bool((table.diff() > 0).all()) or float(table.abs().max()) > 1:
+        raise ValueError("levels must ascend and lie in [-1, 1]: sort them and divide by the largest magnitude")
+    return table

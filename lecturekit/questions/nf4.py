@@ -457,7 +457,7 @@ def _(*args):
 # nf4.dequantize ------------------------------------------------------------------------------------------------------
 
 
-@question("nf4.dequantize", lab=LAB, points=15, slide="QLoRA: NormalFloat (NF4), a new data type")
+@question("nf4.dequantize", lab=LAB, points=10, slide="QLoRA: NormalFloat (NF4), a new data type")
 def dequantize(draw: Draw) -> Case:
     """Turn indices and scales back into weights."""
     edge = draw.edge("an all-zero block", "a short last block", "one value")

@@ -14,6 +14,8 @@ SERVED = {
     "dpo.optimum", "dpo.reward", "dpo.logprob", "dpo.loss", "dpo.weight", "dpo.cache",
     "rag.chunk", "rag.pool", "rag.top_k", "rag.bm25", "rag.fuse", "rag.prompt", "rag.recall",
     "icl.prompt", "icl.shots", "icl.score", "icl.cache", "icl.calibrate", "cot.parse", "cot.vote",
+    "qlora.pack", "qlora.double", "qlora.linear",
+    "bitdelta.pack", "bitdelta.product", "bitdelta.distill", "bitdelta.size",
 }  # fmt: skip
 
 

@@ -56,6 +56,42 @@ def test_levels_are_evenly_spaced_quantiles_on_each_side():
         torch.testing.assert_close(side.diff(), side.diff().mean().expand(len(side) - 1), rtol=0, atol=2e-7)
 
 
+def test_the_other_tables_are_bitsandbytes_and_the_formats_own():
+    from bitsandbytes.functional import get_4bit_type
+
+    assert torch.equal(nf4.fp4_levels(), get_4bit_type("fp4", device="cpu").unique())  # ascending; zero is there twice
+    assert nf4.int4_levels().tolist() == pytest.approx([number / 7 for number in range(-7, 8)], rel=1e-7)
+    assert all(levels()[7] == 0 for levels in (nf4.int4_levels, nf4.fp4_levels, nf4.e2m1_levels))
+    # E2M1 from its bits: sign, two of exponent with a bias of 1 (subnormal at 0), one of mantissa
+    numbers = set()
+    for bits in range(16):
+        exponent, mantissa = (bits >> 1) & 3, bits & 1
+        size = mantissa / 2 if exponent == 0 else 2.0 ** (exponent - 1) * (1 + mantissa / 2)
+        numbers.add(-size if bits & 8 else size)
+    assert nf4.e2m1_levels().tolist() == pytest.approx([number / 6 for number in sorted(numbers)], rel=1e-7)
+
+
+def test_fp4_goes_there_and_back_as_in_bitsandbytes():
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    x = normal(64 * 300 + 10, 4)
+    got = nf4.dequantize_with(nf4.fp4_levels(), *nf4.quantize_with(nf4.fp4_levels(), x))
+    assert torch.equal(got, dequantize_4bit(*quantize_4bit(x, blocksize=64, quant_type="fp4")).flatten())
+
+
+@pytest.mark.parametrize("blocksize", [64, 50])
+@pytest.mark.parametrize("levels", [nf4.int4_levels(), nf4.e2m1_levels(), nf4.fp4_levels(), nf4.DYNAMIC_LEVELS])
+def test_any_table_gives_each_value_its_nearest_level(levels, blocksize):
+    x = normal(6410, 0)
+    indices, absmax = nf4.quantize_with(levels, x, blocksize)
+    assert indices.dtype == torch.uint8
+    scales = absmax.repeat_interleave(blocksize)[: len(x)]
+    distance = ((x / scales).double()[:, None] - levels.double()).abs()
+    chosen = distance.gather(1, indices.long()[:, None]).squeeze(1)
+    assert bool((chosen <= distance.min(1).values + 1.2e-7).all())  # two may be equally near within a rounding
+    assert torch.equal(nf4.dequantize_with(levels, indices, absmax, blocksize), levels[indices.long()] * scales)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_million_codes_equal_bitsandbytes(seed):
     indices, absmax, _, state = assert_same_codes(normal(1_000_000, seed), 64)
@@ -189,6 +225,18 @@ def test_double_quantization_is_nearer_than_bitsandbytes_table_and_mostly_equal(
     assert bool(((ours - absmax).abs() <= (theirs - absmax).abs() + 6e-8).all())
 
 
+def test_double_quantization_with_another_table_is_the_same_but_for_the_table():
+    absmax = normal(300, 3).abs() + 1
+    levels = nf4.LEVELS
+    codes, scales, offset = nf4.double_quantize_with(absmax, levels, 32)
+    indices, absmax_of_rest = nf4.quantize_with(levels, absmax - absmax.mean(), 32)
+    assert offset == absmax.mean()
+    assert torch.equal(codes, indices)
+    assert torch.equal(scales, absmax_of_rest)
+    ours = nf4.double_quantize_with(absmax, nf4.DYNAMIC_LEVELS, 256)
+    assert all(torch.equal(a, b) for a, b in zip(ours, nf4.double_quantize(absmax), strict=True))
+
+
 @pytest.mark.parametrize("count", [1, 255, 256, 257, 1000])
 def test_double_dequantize_comes_back_within_half_a_step(count):
     absmax = normal(count, count).abs() + 0.1
@@ -238,6 +286,12 @@ GOOD = (torch.zeros(65, dtype=torch.uint8), torch.ones(2))
         (lambda: nf4.double_quantize(torch.tensor([math.nan])), ValueError, "absmax must be finite"),
         (lambda: nf4.double_dequantize(*GOOD, torch.tensor(0.0)), ValueError, "scales must hold 1 for 65 values"),
         (lambda: nf4.double_dequantize(GOOD[0], GOOD[1][:1], 0.0), TypeError, "offset must be a torch.Tensor"),
+        (lambda: nf4.quantize_with(torch.ones(1), GOOD[1]), ValueError, "levels must be 2 to 256, got 1"),
+        (lambda: nf4.quantize_with(torch.ones(2), GOOD[1]), ValueError, "levels must ascend"),
+        (lambda: nf4.quantize_with(torch.arange(4.0), GOOD[1]), ValueError, r"lie in \[-1, 1\]"),
+        (lambda: nf4.quantize_with([0, 1], GOOD[1]), TypeError, "levels must be a torch.Tensor"),
+        (lambda: nf4.dequantize_with(torch.arange(2.0), GOOD[0] + 2, GOOD[1]), ValueError, r"must be in 0\.\.1, got 2"),
+        (lambda: nf4.double_quantize_with(GOOD[1], torch.ones(2), 8), ValueError, "levels must ascend"),
         (lambda: nf4.bits_per_parameter(0), ValueError, "blocksize must be at least 1"),
     ],
 )
