@@ -126,6 +126,42 @@ def works(size: int) -> list[Work]:
     ]  # fmt: skip
 
 
+def lora_merge(small: bool) -> Work:
+    """Rank-8 branches folded into all 210 linear layers of SmolLM2's blocks and taken out again, beside PEFT."""
+    import copy
+
+    from peft import LoraConfig, get_peft_model
+    from torch import nn
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from lecturekit.models import load_language_model
+    from lecturekit.tuning.lora import LoRALinear, add_lora
+
+    if small:
+        sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+        base: nn.Module = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=2))
+    else:
+        base = load_language_model(device="cpu", dtype=torch.float32)[0]
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    theirs = get_peft_model(copy.deepcopy(base), LoraConfig(r=8, lora_alpha=16, target_modules=names))
+    layers = [module for module in add_lora(base, names, r=8, alpha=16).modules() if isinstance(module, LoRALinear)]
+    weights = sum(module.base.weight.numel() for module in layers)
+
+    def fold_ours() -> None:
+        for layer in layers:
+            layer.merge()
+        for layer in layers:
+            layer.unmerge()
+
+    def fold_theirs() -> None:
+        theirs.merge_adapter()
+        theirs.unmerge_adapter()
+
+    # each weight is read and written, twice
+    name = f"LoRA merge and unmerge, SmolLM2, {len(layers)} layers"
+    return Work(name, "PEFT", fold_ours, fold_theirs, 4 * 4 * weights, (0, 0), 0.65)
+
+
 def measure_cpu(small: bool) -> str:
     """Measure on one thread and return the section."""
     size, repeats = (128, 2) if small else (4096, 15)
@@ -135,7 +171,7 @@ def measure_cpu(small: bool) -> str:
             "| work | peer | ours ÷ peer (quartiles) | goal | ours | peer | floor | working memory, ours | peer |",
             "|---|---|---|---|---|---|---|---|---|",
         ]
-        for work in progress(works(size), "one matrix"):
+        for work in progress([*works(size), lora_merge(small)], "works"):
             found = timing.compare(work.ours, work.theirs, repeats=repeats, warmup=2, device="cpu")
             low, high = found.quartiles
             goal = "" if work.goal is None else str(work.goal)

@@ -3,13 +3,13 @@
     .venv/bin/python benchmarks/references.py            # prints, and writes benchmarks/results/references.md
 
 Times depend on the machine and on what else it does; the ratio of interleaved pairs depends on it least. A ratio
-below 1 means that ours is faster. Peak memory is what torch allocates in one call, beyond the inputs.
+below 1 means that ours is faster. Peak memory is what torch allocates in one call, beyond
+the inputs. Packed weights and LoRA have a benchmark of their own: kernels.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -23,81 +23,6 @@ from lecturekit.runtime import atomic_write, progress, threads
 
 Pair = tuple[Callable[[], object], Callable[[], object]]
 RESULT = Path(__file__).parent / "results" / "references.md"
-
-
-def nf4_quantize(size: int) -> Pair:
-    """The 16-level codes of a (size, size) float32 matrix, blocks of 64, beside bitsandbytes."""
-    from bitsandbytes.functional import quantize_4bit
-
-    from lecturekit.compression.nf4 import pack, quantize
-
-    x = torch.randn(size, size, generator=torch.Generator().manual_seed(0))
-    return lambda: pack(quantize(x)[0]), lambda: quantize_4bit(x, blocksize=64, quant_type="nf4")
-
-
-def nf4_dequantize(size: int) -> Pair:
-    """The same matrix back to float32."""
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-
-    from lecturekit.compression.nf4 import dequantize, pack, quantize, unpack
-
-    x = torch.randn(size, size, generator=torch.Generator().manual_seed(0))
-    indices, absmax = quantize(x)
-    packed = pack(indices)
-    theirs, state = quantize_4bit(x, blocksize=64, quant_type="nf4")
-    return lambda: dequantize(unpack(packed, (size, size)), absmax), lambda: dequantize_4bit(theirs, state)
-
-
-class _Stack(nn.Module):
-    """As many linear layers as SmolLM2-135M has in its blocks, all of one size."""
-
-    def __init__(self, width: int, layers: int = 210) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.layers = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(layers))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for layer in self.layers:
-            x = layer(x)
-        return x
-
-
-def lora_merge(width: int) -> Pair:
-    """Folding rank-8 branches into 210 layers and taking them out again, beside PEFT."""
-    from peft import LoraConfig, get_peft_model
-
-    from lecturekit.tuning.lora import LoRALinear, add_lora
-
-    base = _Stack(width)
-    names = [name for name, module in base.named_modules() if isinstance(module, nn.Linear)]
-    ours = add_lora(copy.deepcopy(base), names, r=8, alpha=16)
-    theirs = get_peft_model(copy.deepcopy(base), LoraConfig(r=8, lora_alpha=16, target_modules=names))
-    layers = [module for module in ours.modules() if isinstance(module, LoRALinear)]
-
-    def fold_ours() -> None:
-        for layer in layers:
-            layer.merge()
-        for layer in layers:
-            layer.unmerge()
-
-    def fold_theirs() -> None:
-        theirs.merge_adapter()
-        theirs.unmerge_adapter()
-
-    return fold_ours, fold_theirs
-
-
-def bitdelta_pack(size: int) -> Pair:
-    """Signs to bits, beside the arithmetic that the public code uses: shift each of 8 signs and add them up."""
-    from lecturekit.compression.bitdelta import pack
-
-    signs = torch.randint(0, 2, (size, size), generator=torch.Generator().manual_seed(0), dtype=torch.int8) * 2 - 1
-    weights = (2 ** torch.arange(8)).to(torch.int64)
-
-    def shift_and_add() -> torch.Tensor:
-        return ((signs > 0).view(-1, 8).to(torch.int64) * weights).sum(1).to(torch.uint8)
-
-    return lambda: pack(signs), shift_and_add
 
 
 def top_k(documents: int, queries: int) -> Pair:
@@ -136,10 +61,6 @@ def dpo_logprob(vocabulary: int) -> Pair:
 
 MANY, FEW = {"documents": 100_000}, {"documents": 500}
 CASES: list[tuple[str, str, Callable[..., Pair], dict[str, int], dict[str, int]]] = [
-    ("NF4 quantize and pack, 4096²", "bitsandbytes", nf4_quantize, {"size": 4096}, {"size": 256}),
-    ("NF4 unpack and dequantize, 4096²", "bitsandbytes", nf4_dequantize, {"size": 4096}, {"size": 256}),
-    ("LoRA fold in and take out, 210 × 576²", "PEFT", lora_merge, {"width": 576}, {"width": 16}),
-    ("BitDelta signs to bits, 4096²", "shift and add", bitdelta_pack, {"size": 4096}, {"size": 256}),
     ("top 10 of 100,000 × 384, 1 query", "faiss", top_k, MANY | {"queries": 1}, FEW | {"queries": 1}),
     ("top 10 of 100,000 × 384, 64 queries", "faiss", top_k, MANY | {"queries": 64}, FEW | {"queries": 8}),
     ("log-probs and gradient, 4 × 128 × 49,152", "log_softmax + gather", dpo_logprob, {"vocabulary": 49_152},
