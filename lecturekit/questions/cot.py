@@ -28,6 +28,7 @@ EDGES = (
     "something comes behind the answer",
     "the chain mends itself",
     "a thousands comma",
+    "a thousand without a comma",
     "below zero",
     "no announced answer",
     "answer with a colon",
@@ -36,6 +37,7 @@ EDGES = (
     "capital letters",
     "a proper minus sign",
     "cut off before the answer",
+    "a minus that subtracts",
 )
 
 
@@ -50,17 +52,19 @@ def parse(draw: Draw) -> Case:
     few = draw.integer(2, 9)
     texts = {  # short enough to be shown whole beside a verdict
         None: f"{a} + {b} = {total}. {step}. The answer is {rest}.",
-        "something comes behind the answer": f"{step}. The answer is {rest}. That took {few} steps.",
-        "the chain mends itself": f"The answer is {total}. No: {step}. The answer is {rest}.",
+        "something comes behind the answer": f"{step}. So my answer is now {rest}. That took {few} steps.",
+        "the chain mends itself": f"The answer is {total}. No: {step}. Answer: {rest}.",
         "a thousands comma": f"{times} times {each:,}. The answer is {times * each:,}.",
+        "a thousand without a comma": f"{times} times {each}. The answer is {times * each}.",
         "below zero": f"{total} - {total + few} = -{few}. The answer is -{few}.",
-        "no announced answer": f"{step}, so {rest} {thing} are left.",
-        "answer with a colon": f"{step}. Answer: {rest} {thing} in {few} steps.",
+        "no announced answer": f"To answer this: {step}, so {rest} {thing}, no more.",
+        "answer with a colon": f"{step}, answer: {rest} {thing} in {few} steps.",
         "no number at all": f"{draw.choice(NAMES)} counts the {thing} and gives up.",
-        "an amount of money": f"{times} times ${each:,}. The answer is ${times * each:,}.",
+        "an amount of money": f"{times} times -${each:,}. The answer is -${times * each:,}.",
         "capital letters": f"{step}. THE ANSWER IS {rest}. DONE IN {few} STEPS.",
         "a proper minus sign": f"{total} − {total + few} = −{few}. The answer is −{few}.",
         "cut off before the answer": f"{step}. The answer is",
+        "a minus that subtracts": f"{total} - {rest} = {c} {thing}. Check: {rest} = {total}-{c}.",
     }
     return Case(edge, text=texts[edge])
 
@@ -71,12 +75,18 @@ parse.oracle("lecturekit.prompting.cot:final_answer")
 @parse.driver
 def _(function: Any, case: Case) -> dict[str, Any]:
     """The answer, which may well be None."""
-    answer = function(case.text)
+    return {"answer": _number_or_none(function(case.text))}
+
+
+def _number_or_none(answer: Any) -> int | float | None:
+    """An answer as a number of Python's own: numpy's numbers and tensors without dimensions are numbers too."""
+    if getattr(answer, "ndim", None) == 0:
+        answer = answer.item()
     if isinstance(answer, str):
         raise Unfit(f"the answer must be a number or None, got the text {answer[:40]!r}")
     if answer is not None and (isinstance(answer, bool) or not isinstance(answer, (int, float))):
         raise Unfit(f"the answer must be a number or None, got {describe(answer)}")
-    return {"answer": answer}
+    return answer
 
 
 parse.law(
@@ -148,6 +158,78 @@ def _(text):
 
 
 @parse.misconception(
+    "takes any “answer” for the announcement",
+    hint="“To answer this: 9 - 2 = 7.” Is the answer announced there? Which two announcements does the question name?",
+)
+def _(text):
+    parts = re.split("answer", text, flags=re.IGNORECASE)
+    numbers = _numbers(parts[-1])
+    return next(iter(numbers if len(parts) > 1 else numbers[-1:]), None)
+
+
+@parse.misconception(
+    "needs “the” before “answer is”",
+    hint="A model may write “my answer is”, or “the final answer is”. Which words of it announce the answer?",
+)
+def _(text):
+    announced = list(re.finditer("the answer is|answer:", text, re.IGNORECASE))
+    if not announced:
+        return next(iter(_numbers(text)[-1:]), None)
+    return next(iter(_numbers(text[announced[-1].end() :])), None)
+
+
+_NEAR_HINT = (
+    "“The answer is then 12.” Between announcement and number stands a word. What may stand there in your pattern?"
+)
+
+
+@parse.misconception("looks right behind the announcement only", hint=_NEAR_HINT)
+def _(text):
+    behind = _behind(text)
+    if behind is None:
+        return next(iter(_numbers(text)[-1:]), None)
+    found = re.match(r"\s*([-−]?\$?\d[\d,]*)", behind)
+    return _numbers(found[1])[0] if found else None
+
+
+@parse.misconception("looks right behind the announcement only", hint=_NEAR_HINT)  # else anywhere
+def _(text):
+    found = re.findall(r"answer(?: is|:)\s*([-−]?\$?\d[\d,]*)", text, re.IGNORECASE)
+    return next(iter(_numbers(found[-1] if found else text)[-1:]), None)
+
+
+_COMMA_HINT = "“So 7 apples, no more.” Print all that your pattern finds there. What must a number have, beside commas?"
+
+
+def _pieces(text: str, pattern: str) -> list[int]:
+    """As _numbers, but a piece without a digit is none the less read as a number, which fails."""
+    return [int(one.replace(",", "")) for one in re.findall(pattern, text.replace("−", "-").replace("$", ""))]
+
+
+@parse.misconception("takes a lone comma for a number", hint=_COMMA_HINT)
+def _(text):
+    return _first_behind(text, lambda part: _pieces(part, r"(?:(?<!\d)-)?[\d,]+"))
+
+
+@parse.misconception("takes a lone comma for a number", hint=_COMMA_HINT)  # and every minus for a sign, as below
+def _(text):
+    return _first_behind(text, lambda part: _pieces(part, r"-?[\d,]+"))
+
+
+_DIGITS_HINT = "What do you get for 1250, without a comma? Of how many digits may a number be that has none?"
+
+
+@parse.misconception("takes three digits only where a number has no comma", hint=_DIGITS_HINT)
+def _(text):
+    return _first_behind(text, lambda part: _numbers(part, r"(?:(?<!\d)[-−])?\$?\d{1,3}(?:,\d{3})*"))
+
+
+@parse.misconception("takes three digits only where a number has no comma", hint=_DIGITS_HINT)  # and every minus
+def _(text):
+    return _first_behind(text, lambda part: _numbers(part, r"[-−]?\$?\d{1,3}(?:,\d{3})*"))
+
+
+@parse.misconception(
     "reads digits, not numbers", hint="“The answer is 42.” How many numbers are that, and how many digits?"
 )
 def _(text):
@@ -173,6 +255,27 @@ def _(text):
 @parse.misconception("loses the minus sign", hint="What do you get for “The answer is -7.”?")
 def _(text):
     return _first_behind(text, lambda part: _numbers(part, r"\d[\d,]*"))
+
+
+_DOLLAR_HINT = "What do you get for “The answer is -$40.”? What stands between the minus and the digits?"
+
+
+@parse.misconception("loses the minus in front of a dollar sign", hint=_DOLLAR_HINT)
+def _(text):
+    return _first_behind(text, lambda part: _numbers(part, r"\$?(?:(?<!\d)[-−])?\d[\d,]*"))
+
+
+@parse.misconception("loses the minus in front of a dollar sign", hint=_DOLLAR_HINT)  # and takes every other one
+def _(text):
+    return _first_behind(text, lambda part: _numbers(part, r"\$?[-−]?\d[\d,]*"))
+
+
+@parse.misconception(
+    "takes a minus that subtracts for a sign",
+    hint="What do you get for “9-2”? What may not stand in front of a minus that belongs to the number behind it?",
+)
+def _(text):
+    return _first_behind(text, lambda part: _numbers(part, r"[-−]?\$?\d[\d,]*"))
 
 
 @parse.misconception(
@@ -244,7 +347,7 @@ def _(text):
 
 @parse.alternative("word by word")
 def _(text):
-    words = text.replace("−", "-").split()
+    words = re.sub(r"(?<=\d)-", " ", text.replace("−", "-")).split()
     marks = [i for i in range(len(words)) if words[i].lower() == "answer:"]
     marks += [i for i in range(1, len(words)) if words[i].lower() == "is" and words[i - 1].lower() == "answer"]
     numbers = []
@@ -272,15 +375,17 @@ def _(chain):
 # cot.vote ------------------------------------------------------------------------------------------------------------
 
 
-@question("cot.vote", lab=LAB, points=10, slide=SLIDE, cases=8)
+@question("cot.vote", lab=LAB, points=10, slide=SLIDE, cases=10)
 def vote(draw: Draw) -> Case:
     """Self-consistency: draw several chains, let their answers vote."""
     edge = draw.edge(
         "a tie, the smaller number first",
         "a tie, the larger number first",
+        "a tie, reached later by the one that came first",
         "most chains end without an answer",
         "no chain has an answer",
         "one chain",
+        "nearly all chains agree",
         "an answer of 0",
     )
     low, middle, high = sorted(draw.choice([-1, 1]) * size for size in draw.sizes(3, low=11, high=99))
@@ -289,14 +394,18 @@ def vote(draw: Draw) -> Case:
     if edge == "an answer of 0":
         best, second, other = 0, abs(second), abs(other)
     if edge and edge.startswith("a tie"):
-        best, second = sorted([best, second], reverse="larger" in edge)
-        between = [best, best, second, second, other, None]
-        answers = [best, *(between[place] for place in draw.permutation(len(between)).tolist()), second]
+        late = "later" in edge  # the first one has its third vote at the very end, when the other has had three
+        if not late:
+            best, second = sorted([best, second], reverse="larger" in edge)
+        between = [best, second if late else best, second, second, other, None]
+        between = [between[place] for place in draw.permutation(len(between)).tolist()]
+        answers = [best, *between, best if late else second]
     else:
         answers = {
             "most chains end without an answer": [best, best, second, None, None, None, None],
             "no chain has an answer": [None] * draw.integer(3, 5),
             "one chain": [best],
+            "nearly all chains agree": [best] * 6 + [second],
         }.get(edge, [best, best, best, second, other, None])
         answers = [answers[place] for place in draw.permutation(len(answers)).tolist()]
         if edge in (None, "an answer of 0"):
@@ -326,9 +435,27 @@ def _chain(draw: Draw, answer: int | None) -> str:
 vote.oracle("lecturekit.prompting.cot:self_consistency")
 
 
+SHIFTS = range(1, 9)
+"""What is added to all answers for another vote. A set of a few whole numbers keeps them by their remainder after a
+division by 8: under some of these shifts either of two answers comes first, so that no luck lets a set break a tie."""
+
+
 @vote.driver
 def _(function: Any, case: Case) -> dict[str, Any]:
     """Hand over a model that draws chains, and look at the answer and at how it was asked."""
+    answer, asked = _voted(function, case, 0)
+    others = [_voted(function, case, shift)[0] for shift in SHIFTS]
+    return {
+        "answer": answer,
+        "chains drawn": len(asked),
+        "temperatures": sorted(set(asked)),
+        "numbers larger by 1 to 8 give an answer larger by 1 to 8": others
+        == [None if answer is None else answer + shift for shift in SHIFTS],
+    }
+
+
+def _voted(function: Any, case: Case, shift: int) -> tuple[int | float | None, list[float]]:
+    """The answer where every chain's own is larger by shift, and the temperatures at which chains were drawn."""
     asked: list[float] = []
 
     def sample(temperature: float) -> str:
@@ -342,12 +469,9 @@ def _(function: Any, case: Case) -> dict[str, Any]:
         if not isinstance(text, str):
             raise Unfit(f"parse takes the text of one chain, got {describe(text)}")
         found = re.search(r"The answer is (-?\d+)\.", text)
-        return int(found[1]) if found else None
+        return int(found[1]) + shift if found else None
 
-    answer = function(sample, parse, case.n, case.temperature)
-    if answer is not None and (isinstance(answer, bool) or not isinstance(answer, (int, float))):
-        raise Unfit(f"the answer must be a number or None, got {describe(answer)}")
-    return {"answer": answer, "chains drawn": len(asked), "temperatures": sorted(set(asked))}
+    return _number_or_none(function(sample, parse, case.n, case.temperature)), asked
 
 
 vote.law(
@@ -425,6 +549,57 @@ def _(sample, parse, n, temperature):
 )
 def _(sample, parse, n, temperature):
     return max(_leaders(_answers(sample, parse, n, temperature)), default=None)
+
+
+@vote.misconception(
+    "gives a tie to the one that reached its votes first",
+    hint="Print the votes after each chain of 4, 9, 9, 4. Which of the two came first, and which had two votes first?",
+)
+def _(sample, parse, n, temperature):
+    answers = _answers(sample, parse, n, temperature)
+    counts, winner = Counter(), None
+    for answer in answers:
+        counts[answer] += 1
+        if counts[answer] > counts[winner]:
+            winner = answer
+    return winner
+
+
+@vote.misconception(
+    "leaves a tie to the order of a set",
+    hint="A set keeps its numbers in an order of its own: print set([1, 8]). Which of two answers came first?",
+)
+def _(sample, parse, n, temperature):
+    answers = _answers(sample, parse, n, temperature)
+    return max(set(answers), key=answers.count, default=None)
+
+
+_HALF_HINT = "Of six chains three say 12, and 15, 18 and 20 have one each. Is any answer given more often than 12?"
+
+
+@vote.misconception("asks for more than half", hint=_HALF_HINT)
+def _(sample, parse, n, temperature):
+    counts = Counter(_answers(sample, parse, n, temperature))
+    return next((answer for answer, count in counts.items() if count > n / 2), None)
+
+
+@vote.misconception("asks for more than half", hint=_HALF_HINT)  # of the chains that have an answer
+def _(sample, parse, n, temperature):
+    answers = _answers(sample, parse, n, temperature)
+    return next((answer for answer in _leaders(answers) if answers.count(answer) > len(answers) / 2), None)
+
+
+@vote.misconception(
+    "stops once more than half agree",
+    hint="The winner is certain by then, but how many chains did you draw, and how many are asked for?",
+)
+def _(sample, parse, n, temperature):
+    counts = Counter()
+    for _ in range(n):
+        counts.update(_answers(sample, parse, 1, temperature))
+        if max(counts.values(), default=0) > n / 2:
+            break
+    return next(iter(_leaders(counts.elements())), None)
 
 
 @vote.misconception(

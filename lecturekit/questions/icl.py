@@ -132,6 +132,21 @@ def _(instruction, shots, query, labels=("Input", "Output")):
 
 
 @prompt.misconception(
+    "leaves no blank line anywhere",
+    hint="Where does the instruction end, and where each example? Count the newlines between any two of the parts.",
+)
+def _(instruction, shots, query, labels=("Input", "Output")):
+    return _prompt(instruction, shots, query, labels, gap="\n")
+
+
+@prompt.misconception(
+    "leaves the instruction out", hint="Print a prompt and its instruction. With which words does the prompt begin?"
+)
+def _(instruction, shots, query, labels=("Input", "Output")):
+    return _prompt("", shots, query, labels)
+
+
+@prompt.misconception(
     "leaves a blank line where the instruction would be",
     hint="Print repr() of a prompt without an instruction. With which character does it begin?",
 )
@@ -200,16 +215,21 @@ DRAWS = 60
 stands among 4 of one label, of which one is shown: that it does not, 60 times over, has 3 chances in 100 million."""
 
 
-@question("icl.shots", lab=LAB, points=10, slide=SLIDE)
+@question("icl.shots", lab=LAB, points=10, slide=SLIDE, cases=8)
 def shots(draw: Draw) -> Case:
     """Shots for a query: drawn, balanced, in random order, never the query itself."""
     edge = draw.edge(
-        "three labels", "a label with one row", "the query stands there twice", "every row has its own label"
+        "three labels",
+        "a label with one row",
+        "the query stands there twice",
+        "every row has its own label",
+        "k = 0",
+        "the query is not among the rows",
     )
     words = _words(draw, 16)
     names = ["positive", "negative", "neutral"] if edge == "three labels" else ["positive", "negative"]
     labels = [names[place] for place in draw.permutation(len(names)).tolist()] * 6
-    k = 5 if edge == "three labels" else draw.choice([4, 5, 6])
+    k = {"three labels": 5, "k = 0": 0}.get(edge, draw.choice([4, 5, 6]))
     if edge == "a label with one row":
         labels = [labels[0], *[labels[1]] * 9]
     elif edge == "every row has its own label":
@@ -218,7 +238,9 @@ def shots(draw: Draw) -> Case:
         labels = labels[:12]
     rows = [(words[place], label) for place, label in enumerate(labels)]
     query = words[draw.integer(2, len(rows) - 1)]
-    if edge == "the query stands there twice":
+    if edge == "the query is not among the rows":
+        query = labels[0]  # though it is among the labels
+    elif edge == "the query stands there twice":
         rows.append((query, labels[words.index(query) - 1]))  # with the other label
     rows = [rows[place] for place in draw.permutation(len(rows)).tolist()]
     return Case(edge, rows=rows, k=k, query=query, seeds=draw.integers(0, 10**6, DRAWS).tolist())
@@ -231,21 +253,30 @@ def _is_pair(row: Any) -> bool:
     return isinstance(row, tuple) and all(isinstance(part, str) for part in row)
 
 
+def _drawn(function: Any, case: Case, seed: int) -> Any:
+    rows = list(case.rows)
+    found = function(rows, case.k, case.query, seed)
+    if rows != case.rows:
+        raise Unfit(
+            "the input rows was changed in place; work on a copy: the next draw needs all of them, as they stood"
+        )
+    return found
+
+
 @shots.driver
 def _(function: Any, case: Case) -> dict[str, Any]:
     """Many seeds, and of the shots only what does not depend on whose random numbers they are."""
-    place = {row: number for number, row in enumerate(case.rows)}
     draws = []
     for seed in case.seeds:
-        found = function(case.rows, case.k, case.query, seed)
+        found = _drawn(function, case, seed)
         if not isinstance(found, (list, tuple)):
             raise Unfit(f"the result must be a list of rows (x, label), got {describe(found)}")
         drawn = [tuple(row) if isinstance(row, list) else row for row in found]
-        strange = next((row for row in drawn if not _is_pair(row) or row not in place), None)
+        strange = next((row for row in drawn if not _is_pair(row) or row not in case.rows), None)
         if strange is not None:
             raise Unfit(f"every shot must be one of the rows, (x, label) as it stands there, got {describe(strange)}")
         draws.append(drawn)
-    again = [function(case.rows, case.k, case.query, seed) for seed in case.seeds[:5]]
+    again = [_drawn(function, case, seed) for seed in case.seeds[:5]]
     sizes = {len(drawn) for drawn in draws}
     counts = {tuple(sorted(Counter(label for _, label in drawn).values())) for drawn in draws}
     neighbours = [[(a[1], b[1]) for a, b in itertools.pairwise(drawn)] for drawn in draws]
@@ -253,6 +284,7 @@ def _(function: Any, case: Case) -> dict[str, Any]:
     blocks = [sum(a != b for a, b in pairs) for pairs in neighbours]
     further = [len({label for _, label in drawn}) - 1 for drawn in draws]
     twice = any(count > 1 for one in counts for count in one)
+    orders = {pair for drawn in draws for pair in itertools.combinations(drawn, 2)}
     return {
         "numbers of shots": str(*sizes) if len(sizes) == 1 else "not the same for all seeds",
         "shots of each label": " + ".join(map(str, *counts)) if len(counts) == 1 else "not the same for all seeds",
@@ -264,9 +296,7 @@ def _(function: Any, case: Case) -> dict[str, Any]:
         >= {row for row in case.rows if row[0] != case.query},
         "labels come mixed, not in blocks": not twice or any(a > b for a, b in zip(blocks, further, strict=True)),
         "labels come mixed, not in turns": not twice or any(a == b for pairs in neighbours for a, b in pairs),
-        "the order is not that of the rows": any(
-            place[a] > place[b] for drawn in draws for a, b in itertools.pairwise(drawn)
-        ),
+        "the order of the shots is drawn too": any((b, a) in orders for a, b in orders if a != b),
     }
 
 
@@ -274,7 +304,7 @@ shots.law(
     "labels differ by at most one shot",
     lambda case, parts: (
         None
-        if case.label == "a label with one row"
+        if case.label in ("a label with one row", "k = 0")
         else max(map(int, parts["shots of each label"].split(" + ")))
         - min(map(int, parts["shots of each label"].split(" + ")))
         <= 1
@@ -331,6 +361,15 @@ def _(rows, k, query, seed):
 
 
 @shots.misconception(
+    "leaves out rows whose label is the query too",
+    hint="The query is “cold”. May (“hot”, “cold”) be shown before it? Which part of a row do you compare?",
+)
+def _(rows, k, query, seed):
+    source = random.Random(seed)
+    return _mixed(_in_turns([row for row in rows if query not in row], k, source), source)
+
+
+@shots.misconception(
     "does not balance the labels",
     hint="Six shots, five of them positive: what does the model learn from that, beside the task?",
 )
@@ -364,6 +403,45 @@ def _(rows, k, query, seed):
         pile = [row for row in rows if row[1] == label]
         chosen += source.sample(pile, min(k // len(labels), len(pile)))
     return _mixed(chosen, source)
+
+
+@shots.misconception(
+    "fails where a label has too few rows",
+    hint="Give it ten rows of one label and one of the other. How many of the other do you ask for?",
+)
+def _(rows, k, query, seed):
+    source = random.Random(seed)
+    rows = _without(rows, query)
+    labels = sorted({row[1] for row in rows})
+    chosen = []
+    for label in labels:
+        chosen += source.sample([row for row in rows if row[1] == label], -(-k // len(labels)))
+    return _mixed(chosen, source)[:k]
+
+
+@shots.misconception(
+    "does not let the other labels share the rest",
+    hint="k = 6, two labels, but only one row of the first. How many of the second are needed, how many taken?",
+)
+def _(rows, k, query, seed):
+    source = random.Random(seed)
+    rows = _without(rows, query)
+    labels = sorted({row[1] for row in rows})
+    chosen = []
+    for label in labels:
+        pile = [row for row in rows if row[1] == label]
+        chosen += source.sample(pile, min(len(pile), -(-k // len(labels))))
+    return _mixed(chosen, source)[:k]
+
+
+@shots.misconception(
+    "gives the same labels one shot more, under every seed",
+    hint="k = 5 and two labels: one of them is shown three times. Count under ten seeds: which one?",
+)
+def _(rows, k, query, seed):
+    source = random.Random(seed)
+    by_label = sorted(_mixed(_without(rows, query), source), key=lambda row: row[1])
+    return _mixed(_in_turns(by_label, k, None), source)
 
 
 @shots.misconception(
@@ -544,7 +622,9 @@ calibrate.law(
 
 
 @calibrate.misconception(
-    "does not calibrate", hint="What does the model say when the query says nothing? Where is that used?"
+    "does not calibrate",
+    hint="What does the model say when the query says nothing? Where is that used, and for each label by itself? One "
+    "number taken off all scores of a query changes no probability.",
 )
 def _(scores, content_free):
     return scores.softmax(1)
@@ -565,16 +645,20 @@ def _(scores, content_free):
     return (content_free - scores).softmax(1)
 
 
-@calibrate.misconception(
-    "does not normalise after dividing", hint="What do the probabilities of one query's labels add up to?"
-)
+_SUM_HINT = "What do the probabilities of one query's labels add up to?"
+
+
+@calibrate.misconception("does not normalise after dividing", hint=_SUM_HINT)
 def _(scores, content_free):
     return (scores - content_free).exp()
 
 
-@calibrate.misconception(
-    "normalises before dividing, not after", hint="What do the probabilities of one query's labels add up to?"
-)
+@calibrate.misconception("does not normalise after dividing", hint=_SUM_HINT)  # of probabilities, which underflow
+def _(scores, content_free):
+    return scores.exp() / content_free.exp()
+
+
+@calibrate.misconception("normalises before dividing, not after", hint=_SUM_HINT)
 def _(scores, content_free):
     return scores.softmax(1) / content_free.softmax(0)
 
@@ -594,12 +678,17 @@ def _(scores, content_free):
     return (scores - content_free.softmax(0)).softmax(1)
 
 
-@calibrate.misconception(
-    "takes another softmax of the ratios",
-    hint="The ratios are probabilities up to a factor already. What makes them add up to 1 without another exp?",
-)
+_RATIOS_HINT = "The ratios are probabilities up to a factor already. What makes them add up to 1 without another exp?"
+
+
+@calibrate.misconception("takes another softmax of the ratios", hint=_RATIOS_HINT)
 def _(scores, content_free):
     return (scores - content_free).exp().softmax(1)
+
+
+@calibrate.misconception("takes another softmax of the ratios", hint=_RATIOS_HINT)  # as in the paper
+def _(scores, content_free):
+    return (scores.softmax(1) / content_free.softmax(0)).softmax(1)
 
 
 @calibrate.misconception(
@@ -615,6 +704,23 @@ def _(scores, content_free):
 )
 def _(scores, content_free):
     return (scores - content_free).softmax(0)
+
+
+@calibrate.misconception(
+    "normalises over all queries together",
+    hint="Print what you return, and its sum. How many queries share it? What should a row add up to?",
+)
+def _(scores, content_free):
+    ratios = (scores - content_free).exp()
+    return ratios / ratios.sum()
+
+
+@calibrate.misconception(
+    "returns logarithms of ratios",
+    hint="A difference of logarithms is the logarithm of something. Can a probability be below 0?",
+)
+def _(scores, content_free):
+    return scores - content_free
 
 
 @calibrate.misconception("returns log-probabilities", hint="Should a row add up to 1, or its exp?")

@@ -145,6 +145,24 @@ def _(logits, tokens, prompt_length, lengths):
     return _totals(scores, torch.ones_like(scores, dtype=torch.bool))
 
 
+_LENGTHS_HINT = (
+    "lengths counts the tokens of a whole row. Print one row and its length: which tokens of it are the prompt's?"
+)
+
+
+@score.misconception("takes lengths for those of the candidates", hint=_LENGTHS_HINT)
+def _(logits, tokens, prompt_length, lengths):
+    mask = _own(tokens, prompt_length, prompt_length + lengths)[:, 1:]
+    sums, _ = _totals(_looked_up(logits[:, :-1], tokens[:, 1:]), mask)
+    return sums, sums / lengths
+
+
+@score.misconception("takes lengths for those of the candidates", hint=_LENGTHS_HINT)  # as far as a row goes
+def _(logits, tokens, prompt_length, lengths):
+    mask = _own(tokens, prompt_length, prompt_length + lengths)[:, 1:]
+    return _totals(_looked_up(logits[:, :-1], tokens[:, 1:]), mask)
+
+
 @score.misconception(
     "takes every token 0 for padding",
     hint="0 is a word of the vocabulary too. What else tells you where a candidate ends?",
@@ -204,6 +222,12 @@ def _(logits, tokens, prompt_length, lengths):
     return sums, sums / (tokens.shape[1] - prompt_length)
 
 
+@score.misconception("counts places outside the candidate in the mean", hint=_MEAN_HINT)
+def _(logits, tokens, prompt_length, lengths):
+    scores = _looked_up(logits[:, :-1], tokens[:, 1:]) * _own(tokens, prompt_length, lengths)[:, 1:]
+    return scores.sum(1), scores.mean(1)
+
+
 @score.misconception(
     "gives the sum for the mean: candidates of different length are not comparable",
     hint="A long candidate has more factors below 1. What makes it comparable with a short one?",
@@ -225,6 +249,33 @@ def _(logits, tokens, prompt_length, lengths):
 )
 def _(logits, tokens, prompt_length, lengths):
     return _totals(_picked(logits.float()[:, :-1], tokens[:, 1:]), _own(tokens, prompt_length, lengths)[:, 1:])
+
+
+@score.misconception(
+    "gives the loss, which is the negative of what is asked",
+    hint="A probability is at most 1: which sign has its logarithm? Which sign have your numbers?",
+)
+def _(logits, tokens, prompt_length, lengths):
+    sums, means = _totals(_looked_up(logits[:, :-1], tokens[:, 1:]), _own(tokens, prompt_length, lengths)[:, 1:])
+    return -sums, -means
+
+
+@score.misconception(
+    "gives probabilities, not their logarithms",
+    hint="A long candidate's probability may be 10⁻⁵⁰, which float32 rounds to 0. What is asked for instead?",
+)
+def _(logits, tokens, prompt_length, lengths):
+    sums, means = _totals(_looked_up(logits[:, :-1], tokens[:, 1:]), _own(tokens, prompt_length, lengths)[:, 1:])
+    return sums.exp(), means.exp()
+
+
+@score.misconception(
+    "rounds to bfloat16 before adding up",
+    hint="bfloat16 keeps 8 bits of a number. In which dtype is your log-softmax, when the logits are bfloat16?",
+)
+def _(logits, tokens, prompt_length, lengths):
+    scores = _picked(logits[:, :-1].log_softmax(-1).float(), tokens[:, 1:])
+    return _totals(scores, _own(tokens, prompt_length, lengths)[:, 1:])
 
 
 @score.misconception(
@@ -355,6 +406,9 @@ class _Cache:
         self.layers: list[_Kept] = []
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        held = len(self.layers[layer_idx].keys) if layer_idx < len(self.layers) else len(keys)
+        if held != len(keys):
+            raise Unfit(f"past_key_values holds {held} rows, but input_ids has {len(keys)}: row i is read behind row i")
         if layer_idx == len(self.layers):
             self.layers.append(_Kept(keys, values))
         else:
@@ -448,8 +502,6 @@ class _Reader(nn.Module):
             keys, values = past_key_values.update(
                 (state @ key).unsqueeze(1), (state @ value).unsqueeze(1), number
             )  # (rows, 1, past + new, width)
-            if len(keys) != rows:
-                raise Unfit(f"past_key_values holds {len(keys)} rows, but input_ids has {rows}")
             weights = (state @ query) @ keys[:, 0].mT / WIDTH**0.5  # (rows, new, past + new)
             weights = weights.masked_fill(~visible, -math.inf).softmax(-1)
             state = state + weights @ values[:, 0] @ out
@@ -462,8 +514,11 @@ def _(function: Any, case: Case) -> dict[str, Any]:
     model = _Reader(case.words, case.positions, case.layers, len(case.prompt)).eval()
     result = function(model, case.prompt, case.candidates)
     n = len(case.candidates)
-    if not isinstance(result, (tuple, list)) or len(result) != 2 or not all(isinstance(r, Tensor) for r in result):
+    if not isinstance(result, (tuple, list)) or len(result) != 2:
         raise Unfit(f"return two tensors, (sums, means), each ({n},), got {describe(result)}")
+    for name, part in zip(("sums", "means"), result, strict=True):
+        if not isinstance(part, Tensor):
+            raise Unfit(f"{name} must be a tensor ({n},), got {describe(part)}; torch.stack joins a list of tensors")
     return {
         "sums": result[0].detach(),
         "means": result[1].detach(),
@@ -587,13 +642,71 @@ def _(model, prompt, candidates):
     return _gathered(pairs)
 
 
-@cache.misconception(
-    "reads the candidates without the prompt behind them",
-    hint="The first token's score knows the prompt. Do the later ones? What does the model get beside the tokens?",
+_WITHOUT = "reads the candidates without the prompt behind them"
+_WITHOUT_HINT = (
+    "The first token's score knows the prompt. Do the later ones? Print what the model gets as past_key_values."
 )
+
+
+@cache.misconception(_WITHOUT, hint=_WITHOUT_HINT)
 def _(model, prompt, candidates):
     first = _read(model, prompt.unsqueeze(0)).logits[0, -1]
     return _gathered(_score_of(first, _read(model, one.unsqueeze(0)).logits[0], one) for one in candidates)
+
+
+@cache.misconception(_WITHOUT, hint=_WITHOUT_HINT)  # batch_repeat_interleave returns None
+def _(model, prompt, candidates):
+    read = _read(model, prompt.unsqueeze(0), use_cache=True)
+    kept = read.past_key_values.batch_repeat_interleave(len(candidates))
+    behind = _read(model, pad_sequence(candidates, batch_first=True), past_key_values=kept).logits
+    return _gathered(_score_of(read.logits[0, -1], after, one) for after, one in _cut(behind, candidates))
+
+
+def _cut(behind: Tensor, candidates: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """The logits behind each candidate without those behind its padding, and the candidate."""
+    return [(after[: len(one)], one) for after, one in zip(behind, candidates, strict=True)]
+
+
+@cache.misconception(
+    "gives a cache of one row to a batch",
+    hint="You read the prompt as one row. What did the statement offer for a batch of candidates behind it?",
+)
+def _(model, prompt, candidates):
+    read = _read(model, prompt.unsqueeze(0), use_cache=True)
+    padded = pad_sequence(candidates, batch_first=True)
+    behind = _read(model, padded, past_key_values=read.past_key_values).logits
+    return _gathered(_score_of(read.logits[0, -1], after, one) for after, one in _cut(behind, candidates))
+
+
+@cache.misconception(
+    "copies a cache that gradients hang on",
+    hint="torch recorded how the cache was made, and copies no such tensor. Nothing is trained here: which context "
+    "keeps torch from recording what a gradient needs?",
+)
+def _(model, prompt, candidates):
+    read = model(prompt.unsqueeze(0), use_cache=True)
+    return _gathered(
+        _score_of(
+            read.logits[0, -1],
+            model(one.unsqueeze(0), past_key_values=copy.deepcopy(read.past_key_values)).logits[0],
+            one,
+        )
+        for one in candidates
+    )
+
+
+@cache.misconception(
+    "adds up logits, not log-probabilities",
+    hint="A logit says how a word compares with others. What turns a position's logits into log-probabilities?",
+)
+def _(model, prompt, candidates):
+    read = _read(model, prompt.unsqueeze(0), use_cache=True)
+    pairs = []
+    for one in candidates:
+        behind = _read(model, one.unsqueeze(0), past_key_values=copy.deepcopy(read.past_key_values)).logits[0]
+        chosen = _picked(torch.cat([read.logits[0, -1:], behind[:-1]]), one)
+        pairs.append((chosen.sum(), chosen.mean()))
+    return _gathered(pairs)
 
 
 @cache.misconception(

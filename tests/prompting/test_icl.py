@@ -318,6 +318,10 @@ def test_every_right_answer_of_the_question_is_right_on_a_model_of_transformers_
 def test_what_is_wrong_in_the_question_is_wrong_or_slow_on_a_model_of_transformers_too(llama, wrong):
     (prompt,), candidates = ids(17), ids(1, 3, 2, 5)
     reading = Reading(llama)
+    if wrong.name in ("gives a cache of one row to a batch", "copies a cache that gradients hang on"):
+        with pytest.raises(RuntimeError):
+            wrong.candidate(lambda tokens, **rest: reading(tokens, **rest), prompt, candidates)
+        return
     sums, means = wrong.candidate(lambda tokens, **rest: reading(tokens, **rest), prompt, candidates)
     expected = score_cached(llama, prompt, candidates)
     same = torch.allclose(sums, expected[0], atol=1e-3) and torch.allclose(means, expected[1], atol=1e-3)
