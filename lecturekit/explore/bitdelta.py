@@ -367,7 +367,7 @@ def serving_gigabytes(parameters: float, models: int, bits: float) -> tuple[floa
 def serving_picture(models: int, bits: int, parameters: float = 6.74e9) -> style.Picture:
     """The slide's two formulas for a model of this size, over the number of fine-tunes, with one number marked."""
     fig, (axes,) = style.figure(width=7.2, height=3.8)
-    counts = np.arange(1, 65)
+    counts = np.arange(1, 97)
     pairs = [serving_gigabytes(parameters, int(count), bits) for count in counts]
     whole, shared = serving_gigabytes(parameters, models, bits)
     plural = "1 bit" if bits == 1 else f"{bits} bits"
@@ -396,9 +396,9 @@ def serving_slider(models: int = 8) -> Any:
 
     wide = widgets.Layout(width="min(32em, 95%)")
     count = widgets.IntSlider(
-        value=models, min=1, max=64, description="fine-tunes", continuous_update=False, layout=wide
+        value=models, min=1, max=96, description="fine-tunes", continuous_update=False, layout=wide
     )
-    bits = widgets.IntSlider(value=1, min=1, max=8, description="bits each", continuous_update=False, layout=wide)
+    bits = widgets.IntSlider(value=1, min=1, max=16, description="bits each", continuous_update=False, layout=wide)
     return style.moving(serving_picture, count, bits)
 
 

@@ -149,6 +149,7 @@ def block_strip() -> style.Picture:
     for axes, (blocksize, outlier) in zip(panels, SETTINGS, strict=True):
         facts = describe(blocksize, outlier)
         _errors(axes, blocksize, outlier)
+        axes.set(xlabel="place in the row", ylabel="value")
         axes.set_title(
             f"blocks of {blocksize}, outlier {outlier}: {facts['bits']:g} bits, error {facts['near']:.2f} beside it"
         )

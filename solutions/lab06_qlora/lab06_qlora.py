@@ -54,6 +54,7 @@ import copy
 import math
 import random
 import statistics
+import tempfile
 import time
 
 import torch
@@ -82,7 +83,7 @@ seed_everything(SEED)
 # - **a.** Sixteen levels take 4 bits a weight. A float32 scale for each block makes how many bits a weight? And how many are they
 #   when the scales are quantized to 8 bits too?
 # - **b.** Perplexity says among how many words the model hesitates. Rounded to NF4, it is how many times the float
-#   model's? And rounded to 16 evenly spaced levels (INT4)?
+#   model's? And rounded to 15 evenly spaced levels (INT4)?
 # - **c.** We train the same branches, once over the float model and once over the 4-bit one. Is the held-out perplexity of the second
 #   `"clearly worse"`, `"about the same"` or `"clearly better"`?
 # - **d.** Memory of such a training step (weights, gradients, optimizer, activations): over 4 bits it is what percentage of that of a
@@ -103,7 +104,7 @@ predicted_guanaco = None  # e, for example 20
 # LoRA trains about one percent of the parameters, but it still has to *hold* all the others: 65 billion weights of 16 bits are 130 GB, before
 # anything is trained. QLoRA rounds these frozen weights to 4 bits and trains the branch beside them in full precision:
 #
-# $$y = x\,\mathrm{dequantize}(W_4) + \tfrac{\alpha}{r}\, x A B$$
+# $$y = x\,\mathrm{dequantize}(W_4)^\top + \tfrac{\alpha}{r}\, x A^\top B^\top$$
 #
 # Each layer's weights are unpacked when they are needed, used for one product, and dropped again. No gradient goes
 # into $W_4$, and none could: a weight with 16 possible values cannot move a little. Gradients do go *through* it, to the layers below.
@@ -124,11 +125,11 @@ explore.block_slider()
 explore.block_strip()
 
 # %% [markdown]
-# An outlier is stored well, and its whole block pays for it: the levels are stretched until the small values all fall on the level 0.
+# An outlier is stored well, and its whole block pays for it: the levels are stretched until most of the small values fall on the level 0.
 # Smaller blocks keep the damage in, but each takes a scale of its own.
 #
 # **Which sixteen levels?** A trained layer's weights are roughly normal around zero. NF4, the *4-bit NormalFloat*, puts its levels at quantiles of a normal
-# distribution, so that each is used about equally often: dense where the weights are dense. INT4 spaces them evenly; FP4 is a floating-point number with a sign, two
+# distribution, meant to be used about equally often: dense where the weights are dense. INT4 spaces them evenly; FP4 is a floating-point number with a sign, two
 # bits of exponent and one of mantissa.
 
 # %%
@@ -307,13 +308,14 @@ explore.dequantize_picture(dequantize)
 # One float32 scale for 64 weights is half a bit a weight. The scales are just another tensor, so quantize them: to 8 bits, in blocks of 256, with one float32 scale
 # for each of *these* blocks.
 #
-# The 8-bit table below is the *dynamic* type of the authors' earlier paper: 256 levels of either sign, seven decades of them, the finer the larger.
+# The 8-bit table below is the *dynamic* type of the authors' earlier paper: 256 levels, seven decades of either sign, each cut into twice as many levels as the one below.
 # Scales are magnitudes and never negative, so half of the table would be wasted on them. Therefore their mean is taken off first, and kept as one number, the `offset`.
 #
 # - `absmax` float32 (n,); `levels` float32 (256,), ascending, within $[-1, 1]$; `blocksize` → `(codes, scales, offset)`
-# - `codes` uint8 (n,): the nearest level of (absmax − offset) ÷ scale of its block; `scales` float32, one a block, the largest magnitude in it;
+# - `codes` uint8 (n,): the nearest level of (absmax − offset) ÷ scale of its block; `scales` float32, one a block, the largest magnitude of absmax − offset in it;
 #   `offset` float32, a tensor without dimensions, the mean of all absmax
 # - so that absmax ≈ levels[codes] · scale of the block + offset
+# - Where nothing is left after the mean is off, the scale of the block is 0, and its codes are the one of the level 0.
 #
 # <details><summary>Hint 1</summary>After the mean is off, this is 3.2 with another table. The last block may be short here too.</details>
 # <details><summary>Hint 2</summary>All scales may be equal; then nothing is left after the mean is off. What is 0 / 0?</details>
@@ -448,6 +450,7 @@ from lecturekit.compression.nf4 import (
 )
 from lecturekit.compression.paged import PagedAdamW
 from lecturekit.compression.qlora import Linear4bit, guanaco_sizes, memory_bill, quantize_model
+from lecturekit.tuning import lora
 from lecturekit.tuning.lora import add_lora
 
 DYNAMIC_LEVELS = dynamic_levels()
@@ -508,7 +511,7 @@ def ratio(of, to):
 
 
 # %% [markdown]
-# NF4 is rounded by *your* functions. The others use the course's, which take the table as an argument. "FP4 bnb" is the FP4 of bitsandbytes, which differs from E2M1 in one level: the smallest
+# NF4 is rounded by *your* functions. The others use the course's, which take the table as an argument. "FP4 bnb" is the FP4 of bitsandbytes, which differs from E2M1 in one magnitude: the smallest
 # lies almost at zero.
 
 # %%
@@ -566,6 +569,25 @@ better = {name: ratio(found_nats[name], found_nats["NF4"]) for name in TYPES[1:]
 for name, (middle, low, high) in better.items():
     verdict = "apart" if low > 1 or high < 1 else "not apart on these texts"
     print(f"{name:7} ÷ NF4: perplexity × {middle:.3f} ({low:.3f} to {high:.3f}), {verdict}")
+fp4_to_e2m1 = ratio(found_nats["FP4 bnb"], found_nats["E2M1"])
+print("FP4 bnb ÷ E2M1: perplexity × {:.3f} ({:.3f} to {:.3f})".format(*fp4_to_e2m1))
+
+# %% [markdown]
+# Are these the codes that bitsandbytes, the library of QLoRA's authors, computes? Both read the same weights:
+
+# %%
+codes_differ = codes_compared = 0
+try:
+    from bitsandbytes.functional import quantize_4bit
+except ImportError as missing:  # as on Colab
+    print(f"left out here: {missing}")
+else:
+    for linear in progress(linears.values(), "bitsandbytes"):
+        peer_packed, _ = quantize_4bit(linear.weight, blocksize=BLOCKSIZE, quant_type="nf4", compress_statistics=False)
+        own, _ = quantize_with(LEVELS.to(device()), linear.weight, BLOCKSIZE)
+        codes_differ += (unpack(peer_packed.flatten(), own.shape) != own).sum().item()
+        codes_compared += own.numel()
+    print(f"{codes_differ} of {codes_compared:,} codes differ")
 
 # %%
 fig, (left, right) = style.figure(1, 2, width=5)
@@ -586,8 +608,8 @@ style.alt(fig, f"Left the relative error of the weights by type, right the perpl
 
 # %% [markdown]
 # The paper (its table 2, mean of many models from 125 million to 13 billion parameters) finds the order Int4 34.3, E2M1 31.1, E3M0 29.5, NF4 with double quantization 27.4. Yours is to be
-# read with its intervals: which neighbours are *apart*? And **the error of the weights is not the perplexity**: compare bitsandbytes' FP4 with E2M1 in both panels. The norm counts the error of every weight alike;
-# the model does not.
+# read with its intervals: which neighbours are *apart*? And **the error of the weights is not the perplexity**: on these texts bitsandbytes' FP4 has the larger error and not
+# the higher perplexity (last line), on news text, tried while this lab was made, it was the worst of the four. Twenty pages of one kind do not settle an order of types.
 #
 # A fifth and more is a large damage. A small model may have less to spare than a large one, and this one has been rounded before; we did not test which it is. In the paper training makes good for the loss, which is
 # what section 5 tests.
@@ -612,8 +634,9 @@ for kind in explore.KINDS:
     print(f"{kind:10} {entropy:.2f} bits of {math.log2(len(shares)):.2f}; the rarest index {shares.min():.1%}")
 
 # %% [markdown]
-# NF4's indices carry the most information, and those of E2M1 nearly as much for the fifteen that it has; INT4 spends its levels where few weights are. But NF4 is not exactly even either: its levels are
-# quantiles of *one* normal distribution, while each block is scaled by its own largest value. The two ends of the table are used by little more than these largest values themselves.
+# NF4's indices carry the most bits, because it has sixteen; E2M1 uses its fifteen at least as evenly, yet its error is larger (4.1). INT4 spends its levels where few weights are. Nor is NF4 near even: its rarest index is used several times less often
+# than its commonest. Its levels are quantiles of *one* normal distribution, while each block is scaled by its own largest value. In a block of 64 one value, its largest, is sure to lie on an end; on average about one more comes near
+# enough.
 #
 # ### 4.3 Block size, outliers, and what scales cost
 # The error of six layers for blocks of 16 to 4096, and with one scale for the whole tensor.
@@ -690,7 +713,7 @@ style.alt(
 #
 # ### 4.4 Double quantization: a bill of bytes
 # Scales for blocks of 64 cost half a bit a weight. Larger blocks would save that; so does quantizing the scales. Blocks of 256 with float32 scales and blocks of 64 with 8-bit scales take the same
-# memory, to a thousandth of a bit. **Which is the better use of it?**
+# memory, to two thousandths of a bit. **Which is the better use of it?**
 
 # %%
 double_parts = {"codes": 0, "scales of scales": 0, "offsets": 0}
@@ -767,7 +790,7 @@ style.alt(
 )
 
 # %% [markdown]
-# The formula is $4 + \frac{8}{64} + \frac{32}{64 \cdot 256} = 4.127$; the bill differs from it in the fifth digit only, where a layer's last block of scales is not full. Quantizing the scales costs next to nothing in perplexity, if anything that can be seen
+# The formula is $4 + \frac{8}{64} + \frac{32}{64 \cdot 256} = 4.127$; the bill is a ten-thousandth of a bit above it: mostly the offsets, one a layer, which the formula leaves out, and last blocks of scales that are not full. Quantizing the scales costs next to nothing in perplexity, if anything that can be seen
 # on these texts; fewer scales cost more. And one scale for a whole tensor, the misconception of 3.2, is not a slightly worse model but no model at all.
 #
 # ## 5 · Measure: a fine-tune over 4-bit weights
@@ -830,7 +853,7 @@ def shown(found):
 
 # %% [markdown]
 # ### 5.1 Two models with the same branches
-# `add_lora` puts the branches in, `quantize_model` then replaces every linear layer of the blocks, those inside the branches too, by a `Linear4bit`: your 3.6 with the scales of 3.5. All
+# `add_lora` puts the branches in, `quantize_model` then replaces every linear layer of the blocks, those inside the branches too, by a `Linear4bit`: the course's version of your 3.6 (compared below) with the scales of 3.5. All
 # branches start alike, so the only difference is what they stand beside.
 
 # %%
@@ -953,7 +976,7 @@ told = "; ".join(
 style.alt(fig, f"Memory of a training step in MB by category. {told}.")
 
 # %% [markdown]
-# LoRA makes gradients and optimizer vanish; quantization makes the weights small, all but the embeddings. What neither touches are the **activations**, and in a model of this size they are the largest part already with four orders.
+# LoRA makes gradients and optimizer all but vanish; quantization makes the weights small, all but the embeddings. What neither changes much are the **activations**: over 4 bits they are the largest part already with four orders. (The sum is an upper bound and not the peak: gradients fill up while activations are let go.)
 # They grow with the batch and the width, the weights with the width *squared*, so for 65 billion parameters the weights are what counts. (The paper also recomputes activations, *gradient checkpointing*, which is left out
 # here.)
 #
@@ -1055,7 +1078,7 @@ assert not base_gradients and all(
 
 # %% [markdown]
 # The state of these branches is small, and a mere 12 MB would not need a file: what is shown is that it *can* lie there. A full fine-tune of this model has a hundred times as much, and that of LLaMA-65B hundreds of
-# GB. Paging is not free: each page is moved twice a step, and a disk or the bus to the host is slower than memory. In the paper it is a safety net for the peaks that long sequences bring, not the normal case.
+# GB. Paging is not free: each page that does not stay in memory is moved twice a step, and a disk or the bus to the host is slower than memory. (A file as small as this probably stays in the system's cache, so do not take the milliseconds above for a disk's.) In the paper it is a safety net for the peaks that long sequences bring, not the normal case.
 #
 # ### 5.4 What came of it
 # Besides both results, a third: the branches that were trained over 4 bits, put beside the *float* layers. They learnt with the rounding errors around them. Do they miss them?
@@ -1100,15 +1123,62 @@ style.alt(
 )
 
 # %% [markdown]
-# <div class="alert alert-info"><b>Read it honestly.</b> The intervals speak of other <i>orders</i>, not of another <i>training</i>: with other seeds either run ends a few percent higher or lower, and which of the two ends
-# lower changes with the seed. So a difference of a few percent between the two is no difference here, in either direction. What is beyond doubt is the distance to where both started. And a notation is an easy thing to
-# learn; the paper tests this on instruction following, with many models, and finds the same.</div>
+# <div class="alert alert-info"><b>Read it honestly.</b> The intervals speak of other <i>orders</i>, not of another <i>training</i>: with another seed either run ends higher or lower, by up to about a tenth in the one that we tried. So a difference of a few percent between
+# the two is no difference here, in either direction. What is beyond doubt is the distance to where both started. And a notation is an easy thing to
+# learn; the paper tests this on GLUE, Super-NaturalInstructions and MMLU, with many models, and finds no loss either.</div>
 #
 # And the third point: branches that were trained over 4 bits have learnt to work around *these* rounding errors. Beside the float layers, which have none, they may do worse: look at "moved ÷ 4 bits" and at whether its
-# interval holds 1. Whoever folds such branches into the 16-bit model should measure it again.
+# interval holds 1. Whoever folds such branches into the 16-bit model should measure it again. Or fold them into the
+# *rounded* weights, unpacked to 16 bits (`dequantize_model`, then merge): that is the model as it was trained, but for rounding to 16 bits.
 #
-# The file of the branches is PEFT's format (`lecturekit.tuning.lora.save`), so they can be loaded over bitsandbytes' 4-bit layers too, whose codes are ours bit by bit.
-#
+# The file of the branches is PEFT's format, so they can be loaded over bitsandbytes' 4-bit layers too, whose 4-bit codes are ours bit by bit (of the 8-bit codes of the scales about 2 in 1000
+# differ by one). Does PEFT make the same model of them?
+
+
+# %%
+def over_bitsandbytes():
+    """The model with bitsandbytes' 4-bit layers, and how many of them hold our bytes."""
+    import bitsandbytes
+
+    peer, same = copy.deepcopy(model), 0
+    for name, linear in linears.items():
+        layer = bitsandbytes.nn.Linear4bit(
+            linear.in_features, linear.out_features, bias=False, compute_dtype=torch.float32, quant_type="nf4"
+        )
+        layer.weight = bitsandbytes.nn.Params4bit(
+            linear.weight.detach().clone(), requires_grad=False, quant_type="nf4", compress_statistics=True
+        )
+        peer.set_submodule(name, layer.to(device()))
+        own = four_bit_model.get_submodule(name)
+        own = getattr(own, "base", own)
+        same += torch.equal(peer.get_submodule(name).weight.flatten(), own.packed.flatten())
+    return peer.train(), same  # in eval() bitsandbytes would repack its weights for some processors
+
+
+@torch.no_grad()
+def distance(theirs, ours):
+    return ((theirs - ours).norm() / ours.norm()).item()
+
+
+try:
+    peer, same_bytes = over_bitsandbytes()
+    from peft import PeftModel
+except ImportError as missing:  # as on Colab, whose own packages the course leaves alone
+    print(f"left out here: {missing}")
+    bare_distance = peft_distance = None
+else:
+    ids, _ = make_batch(test_rows[:4])
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        lora.save(four_bit_model, folder)
+        ours = four_bit_model(ids, attention_mask=ids != PAD, logits_to_keep=1).logits
+        bare_distance = distance(peer(ids, attention_mask=ids != PAD, logits_to_keep=1).logits, ours)
+        loaded = PeftModel.from_pretrained(peer, folder).train()
+        peft_distance = distance(loaded(ids, attention_mask=ids != PAD, logits_to_keep=1).logits, ours)
+    print(f"layers of bitsandbytes that hold the same bytes as ours: {same_bytes} of {len(linears)}")
+    print(f"logits beside ours: without the branches {bare_distance:.2%} off, with PEFT's {peft_distance:.2%}")
+    del peer, loaded
+
+# %% [markdown]
 # ### 5.5 The slide's table, from configurations alone
 # How large must Guanaco be? Nothing is loaded here: the sizes of LLaMA's matrices follow from width, depth and vocabulary.
 
@@ -1143,8 +1213,8 @@ style.alt(fig, f"Stacked bars of the sizes computed from configurations, diamond
 # %% [markdown]
 # The 4-bit weights are what the slide's figure is mostly made of, but it is always more. What is missing: 8-bit scales, embeddings and head (kept in 16 bits), the adapter, and, as far as we can tell, the memory of
 # *running* the model: keys and values of 2048 tokens, for 65B another 5 GB. With them all four sums come within 1 GB of the slide, but only that of 65B rounds to its figure: 33B is a little above it, 13B and 7B are below,
-# as if some fixed amount were missing that weighs more in a small model. (In its table 6 the same paper gives 5 GB for 7B.) It does not say what its figures count, so keys and values are our
-# reading and not a fact. The table's point stands without them: 65B fits on one GPU of 48 GB, and 7B on one that is for games.
+# so no single part that we left out or put in explains all four. (In its table 6 the same paper gives 5 GB for 7B.) It does not say what its figures count, so keys and values are our
+# reading and not a fact. The table's point stands without them: 65B fits on one GPU of 48 GB, and 7B on one that is for games. (A full fine-tune is counted with 12 bytes a parameter: 2 for the weight, 2 for its gradient, 8 for two moments in float32.)
 #
 # ## 6 · The paper and you
 
@@ -1197,7 +1267,7 @@ for name, (middle, low, high) in better.items():
         None if name == "FP4 bnb" else round(paper_order[name] / 27.41, 3),
         middle,
         spread=(low, high),
-        holds=low > 1,
+        holds=None if name == "FP4 bnb" else low > 1,
         note="same texts, paired; holds when the interval is above 1",
     )
 middle, low, high = variants["NF4, one scale a tensor"]
@@ -1209,6 +1279,15 @@ record(
     spread=(low, high),
     note="why there are blocks",
 )
+if codes_compared:
+    record(
+        "C19",
+        "NF4 codes that differ from bitsandbytes'",
+        0,
+        codes_differ,
+        holds=codes_differ == 0,
+        note=f"of {codes_compared:,}, the course's quantizer",
+    )
 record("C20", "bits a weight, float32 scales", 4.5, bits_single, "bits", note="counted over the tensors")
 record(
     "C20",
@@ -1218,7 +1297,7 @@ record(
     "bits",
     # the last block of scales of a layer may be short: at most one more scale of 32 bits a layer, and one offset
     holds=0 <= bits_double - bits_per_parameter(double=True) <= 64 * len(linears) / linear_parameters,
-    note="counted over the tensors; last blocks of scales are not full",
+    note="counted over the tensors; the formula leaves out the offsets, and last blocks of scales are not full",
 )
 record(
     "C20",
@@ -1226,8 +1305,8 @@ record(
     1,
     double_cost[0],
     spread=double_cost[1:],
-    holds=double_cost[1] < 1.01,
-    note="the paper: no loss; holds when less than 1 % is within the interval",
+    holds=double_cost[2] < 1.01,
+    note="the paper: no loss; holds when the whole interval is below 1.01",
 )
 record(
     "C20",
@@ -1272,9 +1351,8 @@ record(
     tuned_cost[0],
     spread=tuned_cost[1:],
     seeds=[SEED],
-    # another seed moved the same run by 9 % when this was tried, so less than 10 % is no difference
-    holds=tuned_cost[1] < 1.1,
-    note="the paper: no loss after fine-tuning; holds unless 4 bits are more than 10 % worse",
+    holds=tuned_cost[2] < 1.1,
+    note="the paper: no loss after fine-tuning; holds when the whole interval is below 1.1, our choice",
 )
 record(
     "C22",
@@ -1284,6 +1362,16 @@ record(
     spread=moved_cost[1:],
     seeds=[SEED],
 )
+if peft_distance is not None:
+    record(
+        "C22",
+        "logits of the branches in PEFT over bitsandbytes' layers, distance to ours",
+        0,
+        100 * peft_distance,
+        "%",
+        holds=peft_distance < bare_distance / 10,
+        note=f"without the branches {100 * bare_distance:.0f} %; the 8-bit codes of the scales differ in a few places",
+    )
 for row in sizes:
     told = ", ".join(f"{part} {size:.2f}" for part, size in row.parts.items())
     record(
@@ -1299,9 +1387,14 @@ record("C22", "full fine-tune of 65B at 12 bytes a parameter", "> 780", full_65b
 results.table(lab)
 
 # %%
-words = (
-    "clearly worse" if tuned_cost[1] > 1.1 else "clearly better" if tuned_cost[2] < 1 / 1.1 else "about the same"
-)  # within what another seed would do
+if tuned_cost[1] > 1.1:
+    words = "clearly worse"
+elif tuned_cost[2] < 1 / 1.1:
+    words = "clearly better"
+elif tuned_cost[1] > 1 / 1.1 and tuned_cost[2] < 1.1:  # 10 % is our choice of what counts
+    words = "about the same"
+else:
+    words = "not decided"
 predictions = [
     ("a. bits a weight", predicted_bits, f"{bits_single:.2f}"),
     ("a. with 8-bit scales", predicted_double, f"{bits_double:.3f}"),
@@ -1333,14 +1426,14 @@ if FULL:
 # six sentences, with a bill by category and with what you measured.
 
 # %% [markdown] nbgrader={"grade": true, "grade_id": "qlora-explain", "locked": false, "points": 10, "schema_version": 3, "solution": true, "task": false}
-# In 16 bits the weights alone are 26 GB, so neither a full fine-tune (12 bytes a parameter: 156 GB) nor LoRA over 16 bits fits. At 4.127 bits the linear layers take 6.6 GB, embeddings and head 0.7 GB, branches of rank 64 half a GB
-# with gradients and two moments on top for a few GB at most, and what is left of the 24 GB is for activations, which quantization does not touch: they grow with batch and length, so start with a short batch and recompute
-# activations if need be. A paged optimizer helps with peaks and changes no bit of the result, as we saw at all steps. Quality: rounding alone raised the perplexity of SmolLM2 by about a fifth, but after the training both bases
-# were equally good within what another seed would change, so the branch makes good for the rounding; it is an easy task and one small model, so measure it on yours. Speed: each weight is unpacked twice a step, so a step is slower
-# than over float (1.7 times on two cores, a rough figure). Merging: the branch cannot be folded into sixteen levels; it can be folded into the 16-bit model, but there it misses the rounding errors it was trained with (7 % more perplexity in one run of 5.4), so measure again.
+# In 16 bits the weights alone are 26 GB, so neither a full fine-tune (12 bytes a parameter: 156 GB) nor LoRA over 16 bits fits. At 4.127 bits the linear layers take 6.5 GB, embeddings and head 0.7 GB, branches of rank 64 half a GB, their gradients
+# another half and their two moments about 2 GB: together about 10 GB, which leaves about 14 GB for activations. These quantization does not touch; they grow with batch and length, and a paged optimizer helps with their peaks without changing a bit. Quality:
+# rounding alone raised the perplexity of SmolLM2 by about a fifth, but after the training both bases were equally good, so on this easy task rounding cost nothing that we could see; measure it on yours. Speed: each weight is unpacked twice a
+# step, so a step was about 1.7 times as long on two cores. Merging: folded into the 16-bit weights the branch misses the rounding errors it was trained with (7 % more perplexity in our one run); folded into the
+# rounded weights, unpacked to 16 bits, it is the model as it was trained.
 #
 # *Marking: 4 points for a bill by category that adds up (bits times parameters, not forgetting embeddings, optimizer of the branch and activations), 3 for quality before and after training with measured figures and a caveat, 3 for
-# the cost in time or for why a branch cannot be folded into 4-bit weights.*
+# the cost in time or for what becomes of a branch that is merged.*
 
 # %% [markdown]
 # ### 7.2 Which of these is wrong, and why? · 10 points
@@ -1349,11 +1442,11 @@ if FULL:
 # - **A.** In a block of 64 values of which one is 20 times as large as the others, most of the others come back as zero or as the level next to it.
 # - **B.** Double quantization makes the weights less exact in the same way as larger blocks do: what it saves in bytes, it loses in perplexity.
 # - **C.** The gradient of the loss with respect to the input of a 4-bit layer is exact for the rounded weights, although the weights themselves get no gradient.
-# - **D.** A paged optimizer computes the same parameters as an ordinary one, bit by bit, whatever its budget.
+# - **D.** A paged optimizer computes the same parameters as an ordinary one, bit by bit, with any budget that it accepts.
 
 # %% [markdown] nbgrader={"grade": true, "grade_id": "qlora-wrong", "locked": false, "points": 10, "schema_version": 3, "solution": true, "task": false}
-# B is wrong. Both save on the scales, but they err in different places. With larger blocks each weight is measured with a yardstick that is too long, because it belongs to the largest of 256 values instead of 64: the error of every
-# weight grows (from 9.4 to 10.4 % on SmolLM2, in one run). With quantized scales the yardstick stays that of the 64 values, and only its length is off, by a fraction of a percent, which changes the levels
+# B is wrong. Both save on the scales, but they err in different places. With larger blocks each weight is measured with a yardstick that is too long, because it belongs to the largest of 256 values instead of 64: the error of a
+# weight grows on average (from 9.4 to 10.4 % on SmolLM2, in one run). With quantized scales the yardstick stays that of the 64 values, and only its length is off, by a fraction of a percent, which changes the levels
 # of a block all by the same small factor. At equal bytes (4.125 bits for blocks of 256 with float32 scales, 4.127 for blocks of 64 with 8-bit scales) the perplexity was lower with quantized scales, in one run by 5 % (interval 0.5 to 10 %), and it
 # was within 0.3 % of that with float32 scales at 4.5 bits.
 #

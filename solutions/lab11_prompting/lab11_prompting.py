@@ -185,7 +185,7 @@ explore.prompt_picture(build_prompt)
 #
 # - `rows` a list of pairs `(x, label)`; `k` a number from 0 on; `query` the text that will be asked; `seed` a number → a list of `k` rows,
 #   each as it stands in `rows`
-# - Never the query itself: no row whose `x` equals it.
+# - Never the query itself: no row whose `x` equals it. (It may be missing among the rows, or equal a label; that changes nothing.)
 # - No row twice. Labels balanced: they differ by at most one shot. When a label has too few rows, all of them are drawn and the others
 #   share the rest.
 # - Which rows come, and in which order, is random; the same seed gives the same shots. Labels come mixed, neither in
@@ -369,7 +369,8 @@ explore.calibrate_picture(calibrate)
 #
 # - Where "answer is" or "answer:" stands, in upper or lower case: the *first* number behind the *last* of them, and `None` when no
 #   number follows. Else the last number of the text. Other words may stand between the announcement and its number; "to answer this" announces nothing.
-# - Numbers may carry a minus (`-` or `−`), a dollar sign and commas between thousands: "The answer is -$1,250." is −1250.
+# - Numbers may carry a minus (`-` or `−`), a dollar sign and commas between thousands: "The answer is -$1,250." is −1250. They may also go without commas
+#   (57987). A comma alone is no number, and in "12-5" the minus subtracts: the last number is 5.
 #
 # <details><summary>Hint 1</summary><code>re.finditer(r"answer\s*(?:is|:)", text, re.IGNORECASE)</code> finds the announcements. What stands behind the last
 # one?</details>
