@@ -1339,7 +1339,7 @@ if FULL:
 # One bit a weight sufficed here, where the change is small beside the weights and its entries are alike in size; after weeks neither is
 # certain, and what the sign loses (√0.3 to √0.36 of ‖Δ‖) is then more than half as long as the weights themselves. I would look at mean |Δ| beside mean |W|, and at what is left of ‖Δ‖² at the best scale,
 # 1 − (mean |Δ|)² / mean Δ²: about 0.3 in our fine-tune, 0.36 for a bell curve, more with few large entries. And at the logit error on held-out text, since
-# the weights' error does not tell what the outputs lose. Remedies: stretch or distil the scales, which costs no byte and took away about four fifths of our logit error (here to be measured anew); a second and a third bit, each of which costs one sixteenth of the
+# the weights' error does not tell what the outputs lose. Remedies: stretch or distil the scales, which costs no byte and took away two thirds to four fifths of our logit error (here to be measured anew); a second and a third bit, each of which costs one sixteenth of the
 # linear layers at 16 bits; and the embedding must be kept whole in any case, since new tokens have no base to differ from.
 #
 # *Marking: 3 points for what fails (size of Δ, or shape of its entries, or new rows of the embedding), 3 for a measurement on Δ or the logits
