@@ -51,11 +51,13 @@ if "COLAB_RELEASE_TAG" in os.environ:
 
 # %%
 import copy
+import logging
 import math
 import random
 import statistics
 import tempfile
 import time
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -577,6 +579,7 @@ print("FP4 bnb ÷ E2M1: perplexity × {:.3f} ({:.3f} to {:.3f})".format(*fp4_to_
 
 # %%
 codes_differ = codes_compared = 0
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of a faster kernel that is not installed
 try:
     from bitsandbytes.functional import quantize_4bit
 except ImportError as missing:  # as on Colab
@@ -1168,7 +1171,9 @@ except ImportError as missing:  # as on Colab, whose own packages the course lea
     bare_distance = peft_distance = None
 else:
     ids, _ = make_batch(test_rows[:4])
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+    # PEFT tells of a name that will change
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
         lora.save(four_bit_model, folder)
         ours = four_bit_model(ids, attention_mask=ids != PAD, logits_to_keep=1).logits
         bare_distance = distance(peer(ids, attention_mask=ids != PAD, logits_to_keep=1).logits, ours)
