@@ -254,6 +254,30 @@ def test_peak_memory_sees_the_backward_pass():
     assert peak(step) >= forward + 256 * 256 * 4  # the gradient at least
 
 
+class Forgetful:
+    """torch's profiler, whose first `lost` records come back empty."""
+
+    def __init__(self, lost):
+        self.lost, self.used, self.genuine = lost, 0, torch.profiler.profile
+
+    def __call__(self, **options):
+        self.used += 1
+        return self.genuine(**options | {"profile_memory": self.used > self.lost})
+
+
+def test_a_profile_without_records_is_not_taken_for_no_memory(monkeypatch):
+    forgetful = Forgetful(lost=2)
+    monkeypatch.setattr(torch.profiler, "profile", forgetful)
+    assert peak(lambda: torch.ones(2**18)) >= 2**20
+    assert forgetful.used == 3
+
+
+def test_a_profiler_that_records_nothing_is_an_error(monkeypatch):
+    monkeypatch.setattr(torch.profiler, "profile", Forgetful(lost=timing.MEMORY_TRIES))
+    with pytest.raises(RuntimeError, match="no allocations, 5 times.*pass memory=False"):
+        peak(lambda: torch.ones(10))
+
+
 def test_measuring_memory_prints_nothing(capfd):
     peak(lambda: torch.ones(10))
     assert capfd.readouterr() == ("", "")
