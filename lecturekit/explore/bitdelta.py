@@ -376,8 +376,9 @@ def serving_picture(models: int, bits: int, parameters: float = 6.74e9) -> style
     axes.axhline(80, color=style.BLACK, linestyle="--", linewidth=1.5, label="80 GB")
     for value, colour in ((whole, style.GREY), (shared, style.BLUE)):
         axes.plot(models, value, "o", color=colour)
-        axes.annotate(f"{value:,.0f} GB", (models, value), textcoords="offset points", xytext=(8, -4))
-    axes.set(xlabel="fine-tunes served together", ylabel="GB", yscale="log", ylim=(10, 1500))
+        white = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # below the curve, and over the line of 80 GB
+        axes.annotate(f"{value:,.0f} GB", (models, value), textcoords="offset points", xytext=(8, -16), bbox=white)
+    axes.set(xlabel="fine-tunes served together", ylabel="GB", yscale="log", xlim=(-3, 112), ylim=(10, 4000))
     axes.set_yticks([10, 30, 100, 300, 1000], ["10", "30", "100", "300", "1,000"])
     axes.set_title(f"{parameters / 1e9:.2f} billion weights")
     axes.legend(loc="upper left", ncols=1)

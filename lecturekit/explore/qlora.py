@@ -151,11 +151,13 @@ def block_strip() -> style.Picture:
         _errors(axes, blocksize, outlier)
         axes.set(xlabel="place in the row", ylabel="value")
         axes.set_title(
-            f"blocks of {blocksize}, outlier {outlier}: {facts['bits']:g} bits, error {facts['near']:.2f} beside it"
+            f"blocks of {blocksize}, outlier {outlier}: {facts['bits']:g} bits, error {facts['near']:.2f} beside it",
+            fontsize=11,
         )
         told.append(
             f"With blocks of {blocksize} and an outlier of {outlier} the error beside it is {facts['near']:.2f}"
         )
+    panels[0].legend(loc="lower right", ncols=2)
     return style.alt(
         fig, f"The same 128 values four times. {'. '.join(told)}. The shaded block is the one that holds the outlier."
     )

@@ -13,6 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from opened import opened
 
 ROOT = Path(__file__).resolve().parents[2]
 PORT_WAIT = 90
@@ -78,6 +79,13 @@ def jupyterlab(tmp_path_factory):
         except subprocess.TimeoutExpired:
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
+
+
+@pytest.fixture(scope="module")
+def lab(request, chromium, jupyterlab):
+    """The notebook of the module's LAB, open for all its tests in turn."""
+    with opened(chromium, jupyterlab(request.module.LAB)) as notebook:
+        yield notebook
 
 
 def _wait(address, server, log):

@@ -1,7 +1,7 @@
 """The RAG lab in a real JupyterLab: run it blank, answer wrongly and be told why, answer rightly, type a question."""
 
 import pytest
-from opened import MINUTES, opened
+from opened import MINUTES, assert_passed, assert_wrong
 from playwright.sync_api import expect
 
 pytestmark = [pytest.mark.browser, pytest.mark.models, pytest.mark.timeout(900)]
@@ -9,66 +9,30 @@ pytestmark = [pytest.mark.browser, pytest.mark.models, pytest.mark.timeout(900)]
 LAB = "lab12_rag"
 
 
-@pytest.fixture(scope="module")
-def lab(chromium, jupyterlab):
-    with opened(chromium, jupyterlab(LAB)) as notebook:
-        yield notebook
-
-
 def test_a_blank_lab_runs_from_top_to_bottom(lab):
-    lab.run_all()
-    assert lab.errors() == []
-    card = lab.show(lab.index('check("rag.bm25"')).locator("section.lecturekit-verdict")
-    assert "not attempted yet" in card.inner_text()
+    lab.run_blank("rag.bm25")
     lab.picture("rag_blank")
 
 
 def test_a_wrong_answer_is_told_its_mistake(lab):
-    lab.type_into(
-        lab.index("def pool("),
-        "def pool(hidden, mask):\n    return F.normalize(hidden.mean(1), dim=1)",
-    )
-    lab.run_cell(lab.index("def pool("))
-    check = lab.index('check("rag.pool"')
-    lab.run_cell(check)
-    card = lab.show(check).locator("section.lecturekit-verdict")
-    assert "not yet right" in card.get_attribute("aria-label")
-    for words in ("takes the padding into the mean", "Hint", "First difference", "expected", "got"):
-        assert words in card.inner_text()
+    answer = "def pool(hidden, mask):\n    return F.normalize(hidden.mean(1), dim=1)"
+    assert_wrong(lab.answer("rag.pool", answer), "takes the padding into the mean")
     lab.picture("rag_wrong")
 
 
 def test_a_right_answer_passes(lab):
-    lab.type_into(
-        lab.index("def top_k("),
-        "def top_k(queries, documents, k):\n"
-        "    q = queries / queries.norm(dim=1, keepdim=True)\n"
-        "    z = documents / documents.norm(dim=1, keepdim=True)\n"
-        "    return (q @ z.T).topk(k, dim=1)",
-    )
-    lab.run_cell(lab.index("def top_k("))
-    check = lab.index('check("rag.top_k"')
-    lab.run_cell(check)
-    card = lab.show(check).locator("section.lecturekit-verdict")
-    assert card.get_attribute("aria-label").startswith("rag.top_k: passed")
-    drawn = lab.index("search_picture(top_k)")
-    lab.run_cell(drawn)
-    picture = lab.show(drawn).locator(".jp-OutputArea-output img").first
-    assert picture.get_attribute("alt").count(", the three nearest by angle") == 2
+    answer = """def top_k(queries, documents, k):
+    q = queries / queries.norm(dim=1, keepdim=True)
+    z = documents / documents.norm(dim=1, keepdim=True)
+    return (q @ z.T).topk(k, dim=1)"""
+    assert_passed(lab.answer("rag.top_k", answer), "rag.top_k")
+    assert lab.drawn("search_picture(top_k)").count(", the three nearest by angle") == 2
     lab.picture("rag_right")
 
 
 def test_the_controls_of_the_shelf_change_the_figure(lab):
-    cell = lab.show(lab.index("shelf_explorer("))
-    figure = cell.locator(".jp-OutputArea-output img").first
-    figure.wait_for(timeout=1 * MINUTES)
-    before = figure.get_attribute("alt")
-    cell.get_by_role("combobox").nth(1).select_option("meaning")
-    expect(figure).not_to_have_attribute("alt", before, timeout=1 * MINUTES)
-    before = cell.locator(".jp-OutputArea-output img").first.get_attribute("alt")
-    cell.get_by_role("slider").first.focus()
-    lab.page.keyboard.press("ArrowRight")
-    expect(figure).not_to_have_attribute("alt", before, timeout=1 * MINUTES)
+    lab.moved("shelf_explorer(", lambda cell: cell.get_by_role("combobox").nth(1).select_option("meaning"))
+    lab.moved("shelf_explorer(", lab.press("ArrowRight", 1))
     lab.picture("rag_shelf")
 
 

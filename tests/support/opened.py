@@ -7,7 +7,10 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
+from playwright.sync_api import expect
+
 MINUTES = 60_000
+IMAGE = ".jp-OutputArea-output img"
 
 
 class Lab:
@@ -91,11 +94,82 @@ class Lab:
             ".map(o => i + ': ' + o.ename + ' ' + o.evalue))"
         )
 
+    def pictures_without_words(self):
+        """The cells with a picture that a screen reader could not read."""
+        return self.js(
+            "const missing = []; panel.content.widgets.forEach((w, i) => { if (w.model.type !== 'code') return; "
+            "w.model.outputs.toJSON().forEach(o => { const d = o.data || {}; "
+            "const html = [].concat(d['text/html'] || []).join(''); "
+            "if (d['image/png'] && !html) missing.push(i); "
+            "(html.match(/<img[^>]*>/g) || []).forEach(t => { if (!/alt=.[^'\"]/.test(t)) missing.push(i); }); }); }); "
+            "return missing"
+        )
+
+    def run_blank(self, question):
+        """Run the untouched lab from top to bottom and look that nothing is amiss; end at this question's card."""
+        self.run_all()
+        assert self.errors() == []
+        assert self.pictures_without_words() == []
+        assert "not attempted yet" in self.card(question).inner_text()
+
+    def card(self, question):
+        """The verdict below a question."""
+        return self.show(self.index(f'check("{question}"')).locator("section.lecturekit-verdict")
+
+    def answer(self, question, source):
+        """Type a function in the place of the lab's own, run it and the question's check; the verdict."""
+        cell = self.index(source[: source.index("(") + 1])
+        self.type_into(cell, source)
+        self.run_cell(cell)
+        self.run_cell(self.index(f'check("{question}"'))
+        return self.card(question)
+
+    def figure(self, beginning):
+        """The first picture below a cell, once it is there."""
+        figure = self.show(self.index(beginning)).locator(IMAGE).first
+        figure.wait_for(timeout=1 * MINUTES)
+        return figure
+
+    def drawn(self, beginning):
+        """Run a cell that draws; what its picture says of itself."""
+        self.run_cell(self.index(beginning))
+        return self.figure(beginning).get_attribute("alt")
+
+    def moved(self, beginning, act):
+        """Act on the controls of a cell and wait until its picture is another one; what it says of itself then."""
+        figure = self.figure(beginning)
+        before, described = figure.get_attribute("src"), figure.get_attribute("alt")
+        act(self.show(self.index(beginning)))
+        expect(figure).not_to_have_attribute("src", before, timeout=1 * MINUTES)
+        assert figure.get_attribute("alt") != described
+        return figure.get_attribute("alt")
+
+    def press(self, key, times):
+        """A step for `moved`: press a key on the cell's first slider."""
+
+        def act(cell):
+            cell.get_by_role("slider").first.focus()
+            for _ in range(times):
+                self.page.keyboard.press(key)
+
+        return act
+
     def picture(self, name):
         folder = os.environ.get("LECTUREKIT_SCREENSHOTS")
         if folder:
             self.page.wait_for_timeout(500)
             self.page.screenshot(path=str(Path(folder, f"{name}.png")))
+
+
+def assert_wrong(card, *words):
+    """The verdict says no, shows where the answer differs, and holds these words."""
+    assert "not yet right" in card.get_attribute("aria-label")
+    for expected in (*words, "Hint", "First difference", "expected", "got"):
+        assert expected in card.inner_text()
+
+
+def assert_passed(card, question):
+    assert card.get_attribute("aria-label").startswith(f"{question}: passed")
 
 
 @contextmanager
