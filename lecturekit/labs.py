@@ -256,8 +256,9 @@ def measure(
                 done = run(notebook, lab, "full", timeout, record=True, results=Path(folder), seed=seed)
                 found = Path(folder, f"{lab}.json")
                 recorded.append(results.read(found) if found.exists() else [])
+            combined = results.combine(recorded)  # after each run, so that what does not fit together is told early
             memory = "" if done.peak_bytes is None else f", {done.peak_bytes / 2**30:.2f} GiB at most"
             print(f"{lab}, seed {seed}: {done.seconds:.0f} s{memory}", flush=True)
             runs.append((lab, done))
-        results.write(root / "docs" / "results" / f"{lab}.json", results.combine(recorded))
+        results.write(root / "docs" / "results" / f"{lab}.json", combined)
     return runs

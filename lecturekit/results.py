@@ -46,7 +46,7 @@ def record(
     """Keep one measurement for the table, and on disk while recording is on.
 
     claim: "C01" to "C40". quantity: what was measured, in words; measured again it replaces the earlier entry.
-    paper: the paper's figure, None where it prints none. ours: a finite number or a short text, in `unit`.
+    paper: the paper's figure, None where it prints none. ours: a finite number in `unit`, or without seeds a short text.
     spread: one number (standard deviation over seeds) or (low, high), in the same unit. seeds: how many, or which.
     note: what a reader must know, above all when the effect does not show. lab: default LECTUREKIT_LAB.
     holds: True or False where the effect was looked for and was or was not found; None where that is no question.
@@ -67,7 +67,7 @@ def record(
         "claim": claim,
         "quantity": quantity.strip(),
         "paper": None if paper is None else _value("paper", paper),
-        "ours": _value("ours", ours),
+        "ours": _value("ours", ours) if seeds is None else _number("ours", ours),  # runs are combined by their median
         "unit": unit,
         "spread": _spread(spread),
         "seeds": _seeds(seeds),

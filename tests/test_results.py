@@ -64,6 +64,7 @@ def test_errata_figures_follow_from_their_derivations():
         ({"spread": (1.0, 2.0, 3.0)}, ValueError, "got 3 numbers"),
         ({"spread": "wide"}, TypeError, "spread must be a number"),
         ({"seeds": 0}, ValueError, "seeds"),
+        ({"ours": "many", "seeds": [0]}, TypeError, "ours must be a number"),
         ({"holds": 1}, TypeError, "holds"),
         ({"lab": None}, ValueError, "lab must be"),
         ({"lab": "../lab"}, ValueError, "lab must be"),

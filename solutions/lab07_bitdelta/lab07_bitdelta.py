@@ -1231,7 +1231,7 @@ record("C23", "scale with the lowest error in a sweep ÷ mean |Δ|", 1, statisti
        holds=all(abs(factor - 1) < 0.026 for factor in lowest.values()))  # fmt: skip
 record("C23", "left of ‖Δ‖² at the best scale, median of all matrices", None, 100 * remaining.median(), "%",
        spread=(100 * remaining.min().item(), 100 * remaining.max().item()), note="a bell curve would leave 36 %", **one_seed)  # fmt: skip
-record("C23", "perplexity with sign and scale of W, as the slide's letter says", None, f"{perplexity(judged[SLIP]):,.0f}",
+record("C23", "perplexity with sign and scale of W, as the slide's letter says", None, perplexity(judged[SLIP]),
        note="a slip on the slide; meant is Δ", **one_seed)  # fmt: skip
 
 for name, when in (("base", "before"), ("fine-tune", "fine-tuned"), ("one bit", "one bit, initial scales"),
