@@ -46,7 +46,7 @@ def record(
     """Keep one measurement for the table, and on disk while recording is on.
 
     claim: "C01" to "C40". quantity: what was measured, in words; measured again it replaces the earlier entry.
-    paper: the paper's figure, None where it prints none. ours: a finite number in `unit`, or without seeds a short text.
+    paper: the paper's figure, None where it prints none. ours: a finite number in `unit`; without seeds also a text.
     spread: one number (standard deviation over seeds) or (low, high), in the same unit. seeds: how many, or which.
     note: what a reader must know, above all when the effect does not show. lab: default LECTUREKIT_LAB.
     holds: True or False where the effect was looked for and was or was not found; None where that is no question.
