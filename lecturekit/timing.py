@@ -348,9 +348,8 @@ def _cpu_peak_bytes(fn: Function) -> int:
     """The peak of torch's CPU allocator during fn(), beyond what was allocated before.
 
     torch keeps no counter for the CPU, but its profiler records each allocation and release: their running sum.
-    The profiler can come back without its records (seen once, on a busy machine), and that would read as "no memory
-    at all". So an allocation of a known size before fn and one after it must be among
-    the records, else the measurement is made again.
+    The profiler can come back without its records (seen once, on a busy machine), which would read as "no memory at
+    all". So an allocation of a known size before fn and one after it must be among the records, else fn runs again.
 
     Raises RuntimeError if the profiler loses its records MEMORY_TRIES times.
     """
